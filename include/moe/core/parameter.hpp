@@ -1,0 +1,95 @@
+#pragma once
+/// @file
+/// Parameters: each part keeps its arrays in one plain struct, and the same struct holds gradients, optimiser moments
+/// and the like. `visit` walks any number of such structs side by side.
+///
+///     struct Parameters {
+///       Tensor3<T, Space> weight;                          // (E, out, in)
+///       template <class F, class... Same>
+///       static void visit(F&& f, Same&... same) { f("weight", same.weight...); }
+///     };
+
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "moe/core/random.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+/// A struct of arrays with nothing in it, for parts without parameters.
+struct NoParameters {
+  template <class F, class... Same>
+  static void visit(F&&, Same&...) {}
+};
+
+/// One array of a layer, as `Layer::visit` hands it over.
+struct ParameterInfo {
+  std::string name;    ///< stable, dotted, as in published checkpoints: "experts.down_proj"
+  bool decay = true;   ///< matrices decay; biases, norms and other vectors do not
+};
+
+namespace detail {
+
+/// Prefixes names on the way down the tree of parts.
+template <class F>
+struct Prefixed {
+  F& f;
+  std::string_view prefix;
+  template <class View, class... Views>
+  void operator()(std::string_view name, View& view, Views&... views) const {
+    f(std::string(prefix) + std::string(name), view, views...);
+  }
+};
+template <class F>
+Prefixed(F&, const char*) -> Prefixed<F>;
+
+/// A copy of the struct's shape with fresh arrays of zeros: gradients, moments.
+template <class Parameters>
+Parameters zeros_like(const Parameters& parameters) {
+  Parameters result;
+  auto allocate = [](std::string_view, const auto& from, auto& to) {
+    if (!from.is_allocated()) return;
+    using View = std::decay_t<decltype(to)>;
+    to = View("moe::zeros_like", from.layout());
+  };
+  Parameters::visit(allocate, parameters, result);
+  return result;
+}
+
+/// FNV-1a: gives each parameter name its own stream of random numbers.
+constexpr std::uint32_t hash(std::string_view text) {
+  std::uint32_t h = 2166136261u;
+  for (char c : text) h = (h ^ std::uint8_t(c)) * 16777619u;
+  return h;
+}
+
+template <class T>
+struct NormalFill {
+  T* data;
+  RandomKey key;
+  double deviation;
+  KOKKOS_FUNCTION void operator()(Index i) const {
+    data[i] = T(deviation * random_normal<double>(key, std::uint64_t(i), 0));
+  }
+};
+
+/// Matrices are drawn from N(0, scale^2 / fan_in), vectors start at zero; each name has its own stream.
+template <class Space, class View>
+void initialise(const Space& space, std::string_view name, const View& view, Seed seed, double scale) {
+  if (!view.is_allocated() || view.size() == 0) return;
+  using T = typename View::non_const_value_type;
+  if constexpr (View::rank() == 1) {
+    fill(space, view, T(0));
+  } else {
+    const double fan_in = double(view.extent(View::rank() - 1));
+    const RandomKey key{seed.value, 0, hash(name), Purpose::initialise};
+    Kokkos::parallel_for("moe::initialise", Kokkos::RangePolicy<Space>(space, 0, Index(view.size())),
+                         NormalFill<T>{view.data(), key, scale / std::sqrt(fan_in)});
+  }
+}
+
+}  // namespace detail
+
+MOE_NAMESPACE_END

@@ -1,0 +1,49 @@
+#pragma once
+/// @file
+/// Scorings: a row of logits becomes a row of scores.
+///
+/// A scoring is a struct at namespace scope with `using policy = moe::kind::scoring;` and
+///
+///     template <class Real> KOKKOS_FUNCTION void apply(const Team&, Row<Real> row) const;       // in place
+///     template <class Real> KOKKOS_FUNCTION void pullback(const Team&, Row<const Real> scores,
+///                                                         Row<Real> gradient) const;            // in place
+
+#include "moe/core/types.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+/// s = exp(z) / sum exp(z), over all experts.
+struct Softmax {
+  using policy = kind::scoring;
+
+  template <class Real>
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
+    const Real top = team.max<Real>(row.size, [&](Index e) { return row[e]; });
+    team.each(row.size, [&](Index e) { row[e] = Kokkos::exp(row[e] - top); });
+    const Real total = team.sum<Real>(row.size, [&](Index e) { return row[e]; });
+    team.each(row.size, [&](Index e) { row[e] /= total; });
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> scores, Row<Real> gradient) const {
+    const Real mean = team.sum<Real>(scores.size, [&](Index e) { return scores[e] * gradient[e]; });
+    team.each(scores.size, [&](Index e) { gradient[e] = scores[e] * (gradient[e] - mean); });
+  }
+};
+
+/// s = 1 / (1 + exp(-z)), each expert for itself (DeepSeek-V3, eq. 15).
+struct Sigmoid {
+  using policy = kind::scoring;
+
+  template <class Real>
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
+    team.each(row.size, [&](Index e) { row[e] = Real(1) / (Real(1) + Kokkos::exp(-row[e])); });
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> scores, Row<Real> gradient) const {
+    team.each(scores.size, [&](Index e) { gradient[e] *= scores[e] * (Real(1) - scores[e]); });
+  }
+};
+
+MOE_NAMESPACE_END
