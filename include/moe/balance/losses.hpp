@@ -1,11 +1,13 @@
 #pragma once
 /// @file
-/// Auxiliary losses. Padding is in no count and in no mean; counts are of choices before drops and carry no gradient.
+/// Auxiliary losses. Padding is in no count and in no mean; counts are of
+/// choices before drops and carry no gradient.
 ///
 /// A loss is a struct with `using policy = moe::kind::loss;` and
 ///
-///     value(ctx, batch, routing, slot) const                          // adds into the double behind slot, on the device
-///     backward(ctx, batch, routing, scale, dscores, dlogits) const    // adds scale * gradient, both (T, E)
+///     value(ctx, batch, routing, slot) const                          // adds
+///     into the double behind slot, on the device backward(ctx, batch, routing,
+///     scale, dscores, dlogits) const    // adds scale * gradient, both (T, E)
 ///
 /// Both already hold the loss's coefficient.
 
@@ -13,9 +15,10 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// coefficient * E * sum_e f_e P_e: f_e the share of tokens whose first choice is e, P_e the mean score
-/// (Fedus et al. 2021, Switch Transformer, eq. 4; 1e-2 there; 1 at perfect balance). `count = all` is what transformers
-/// computes for Mixtral (K at balance).
+/// coefficient * E * sum_e f_e P_e: f_e the share of tokens whose first choice
+/// is e, P_e the mean score (Fedus et al. 2021, Switch Transformer, eq. 4; 1e-2
+/// there; 1 at perfect balance). `count = all` is what transformers computes
+/// for Mixtral (K at balance).
 struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-2;
@@ -23,75 +26,97 @@ struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
   Scope scope = Scope::batch();
   Probability probability = Probability::scores;
 
-  explicit SwitchBalanceLoss(double c = 1e-2, Count n = Count::first_choice, Scope s = Scope::batch(),
+  explicit SwitchBalanceLoss(double c = 1e-2, Count n = Count::first_choice,
+                             Scope s = Scope::batch(),
                              Probability p = Probability::scores)
       : coefficient(c), count(n), scope(s), probability(p) {}
-  detail::BalanceRule rule(double experts, double) const { return {coefficient * experts, count, scope, probability}; }
+  detail::BalanceRule rule(double experts, double) const {
+    return {coefficient * experts, count, scope, probability};
+  }
 };
 
-/// coefficient * 1/E * sum_e (c_e / S) m_e over groups of S tokens: c_e the first choices of e, m_e the mean gate
-/// (Lepikhin et al. 2020, GShard, algorithm 1).
+/// coefficient * 1/E * sum_e (c_e / S) m_e over groups of S tokens: c_e the
+/// first choices of e, m_e the mean gate (Lepikhin et al. 2020, GShard,
+/// algorithm 1).
 struct GShardBalanceLoss : detail::BalanceLossPolicy<GShardBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-2;
   Scope scope = Scope::batch();
 
-  explicit GShardBalanceLoss(double c = 1e-2, Scope s = Scope::batch()) : coefficient(c), scope(s) {}
+  explicit GShardBalanceLoss(double c = 1e-2, Scope s = Scope::batch())
+      : coefficient(c), scope(s) {}
   detail::BalanceRule rule(double experts, double) const {
-    return {coefficient / experts, Count::first_choice, scope, Probability::scores};
+    return {coefficient / experts, Count::first_choice, scope,
+            Probability::scores};
   }
 };
 
-/// coefficient * sum_e f_e P_e with f_e = E / (K T) * choices of e (Dai et al. 2024, DeepSeekMoE, eq. 12 to 14; DeepSeek-V2).
+/// coefficient * sum_e f_e P_e with f_e = E / (K T) * choices of e (Dai et al.
+/// 2024, DeepSeekMoE, eq. 12 to 14; DeepSeek-V2).
 struct ExpertBalanceLoss : detail::BalanceLossPolicy<ExpertBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-3;
 
   explicit ExpertBalanceLoss(double c = 1e-3) : coefficient(c) {}
   detail::BalanceRule rule(double experts, double k) const {
-    return {coefficient * experts / k, Count::all, Scope::batch(), Probability::scores};
+    return {coefficient * experts / k, Count::all, Scope::batch(),
+            Probability::scores};
   }
 };
 
-/// The same for each sequence, averaged over sequences, with scores normalised over experts (DeepSeek-V3, eq. 17 to 20; 1e-4
-/// there. With softmax scores it is DeepSeek-V2's, as those sum to one).
+/// The same for each sequence, averaged over sequences, with scores normalised
+/// over experts (DeepSeek-V3, eq. 17 to 20; 1e-4 there. With softmax scores it
+/// is DeepSeek-V2's, as those sum to one).
 struct SequenceBalanceLoss : detail::BalanceLossPolicy<SequenceBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-4;
 
   explicit SequenceBalanceLoss(double c = 1e-4) : coefficient(c) {}
   detail::BalanceRule rule(double experts, double k) const {
-    return {coefficient * experts / k, Count::all, Scope::sequence(), Probability::normalized_scores};
+    return {coefficient * experts / k, Count::all, Scope::sequence(),
+            Probability::normalized_scores};
   }
 };
 
-/// coefficient * mean over tokens of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, eq. 5; 1e-3 there).
+/// coefficient * mean over tokens of logsumexp(logits)^2 (Zoph et al. 2022,
+/// ST-MoE, eq. 5; 1e-3 there).
 struct RouterZLoss {
   using policy = kind::loss;
   double coefficient = 1e-3;
 
   template <class T, class Real, class Space>
-  void value(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing,
-             const Vector<double, Space>& slot) const {
+  void value(Context<Space> &ctx, const Batch<T, Space> &batch,
+             const Routing<Real, Space> &routing,
+             const Vector<double, Space> &slot) const {
     typename Context<Space>::Scratch scratch(ctx);
-    auto parts = scratch.template vector<double>(detail::chunks_of(batch.tokens()) + 1);
-    Kokkos::parallel_for("moe::RouterZLoss", Kokkos::RangePolicy<Space>(ctx.space, 0, detail::chunks_of(batch.tokens())),
-                         detail::ZLossChunk<Real, Space>{routing.logits, batch.mask, parts});
-    Kokkos::parallel_for("moe::RouterZLoss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
-                         detail::ZLossSum<Space>{parts, detail::chunks_of(batch.tokens()), batch.mask, batch.tokens(),
-                                                 coefficient, slot});
+    auto parts =
+        scratch.template vector<double>(detail::chunks_of(batch.tokens()) + 1);
+    Kokkos::parallel_for(
+        "moe::RouterZLoss",
+        Kokkos::RangePolicy<Space>(ctx.space, 0,
+                                   detail::chunks_of(batch.tokens())),
+        detail::ZLossChunk<Real, Space>{routing.logits, batch.mask, parts});
+    Kokkos::parallel_for(
+        "moe::RouterZLoss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+        detail::ZLossSum<Space>{parts, detail::chunks_of(batch.tokens()),
+                                batch.mask, batch.tokens(), coefficient, slot});
   }
 
   template <class T, class Real, class Space>
-  void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing, double scale,
-                const Matrix<Real, Space>&, const Matrix<Real, Space>& dlogits) const {
+  void backward(Context<Space> &ctx, const Batch<T, Space> &batch,
+                const Routing<Real, Space> &routing, double scale,
+                const Matrix<Real, Space> &,
+                const Matrix<Real, Space> &dlogits) const {
     typename Context<Space>::Scratch scratch(ctx);
     auto live = scratch.template vector<Index>(1);
-    Kokkos::parallel_for("moe::RouterZLoss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
-                         detail::CountLive<Space>{batch.mask, batch.tokens(), live});
-    Kokkos::parallel_for("moe::RouterZLoss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-                         detail::ZLossGradient<Real, Space>{routing.logits, batch.mask, live, scale * coefficient,
-                                                            dlogits});
+    Kokkos::parallel_for(
+        "moe::RouterZLoss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+        detail::CountLive<Space>{batch.mask, batch.tokens(), live});
+    Kokkos::parallel_for(
+        "moe::RouterZLoss::backward",
+        Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+        detail::ZLossGradient<Real, Space>{routing.logits, batch.mask, live,
+                                           scale * coefficient, dlogits});
   }
 };
 

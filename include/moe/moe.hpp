@@ -1,0 +1,51 @@
+#pragma once
+/// @file
+/// The whole library, in the order in which data flows through it. io/ is not
+/// among it: include what you need of it.
+
+#include "moe/version.hpp"
+
+// Values: views, batches, contexts, parameters
+#include "moe/core/assignments.hpp"
+#include "moe/core/batch.hpp"
+#include "moe/core/context.hpp"
+#include "moe/core/error.hpp"
+#include "moe/core/interop.hpp"
+#include "moe/core/parameter.hpp"
+
+// Tokens to choices and weights
+#include "moe/routing/choice_key.hpp"
+#include "moe/routing/expert_choice.hpp"
+#include "moe/routing/linear_logits.hpp"
+#include "moe/routing/noise.hpp"
+#include "moe/routing/router.hpp"
+#include "moe/routing/scoring.hpp"
+#include "moe/routing/top_k.hpp"
+#include "moe/routing/weighting.hpp"
+
+// Choices to rows by expert
+#include "moe/dispatch/capacity.hpp"
+#include "moe/dispatch/dispatch.hpp"
+
+// Rows to rows
+#include "moe/experts/ffn.hpp"
+
+// Rows back to tokens
+#include "moe/combine/combine.hpp"
+#include "moe/combine/shared_experts.hpp"
+
+// How even the loads are, and what makes them so
+#include "moe/balance/load.hpp"
+#include "moe/balance/losses.hpp"
+
+// All of it as one object, and published compositions
+#include "moe/layers/moe_layer.hpp"
+#include "moe/models/deepseek.hpp"
+#include "moe/models/gshard.hpp"
+#include "moe/models/mixtral.hpp"
+#include "moe/models/switch.hpp"
+
+// Training
+#include "moe/train/clip.hpp"
+#include "moe/train/optimizer.hpp"
+#include "moe/train/schedule.hpp"
