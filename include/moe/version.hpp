@@ -11,11 +11,11 @@
 /// release that changes a layout.
 namespace moe {
 inline namespace v0_1 {}
-} // namespace moe
+}  // namespace moe
 
-#define MOE_NAMESPACE_BEGIN                                                    \
-  namespace moe {                                                              \
+#define MOE_NAMESPACE_BEGIN \
+  namespace moe {           \
   inline namespace v0_1 {
-#define MOE_NAMESPACE_END                                                      \
-  }                                                                            \
+#define MOE_NAMESPACE_END \
+  }                       \
   }

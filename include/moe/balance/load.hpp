@@ -16,150 +16,131 @@ MOE_NAMESPACE_BEGIN
 
 /// Assignments of each expert, before drops, summed over the microbatches of an
 /// optimiser step. On the device.
-template <class Space = Kokkos::DefaultExecutionSpace> class LoadStatistics {
-public:
+template <class Space = Kokkos::DefaultExecutionSpace>
+class LoadStatistics {
+ public:
   /// Adds the counts of a forward pass. Recomputed passes must not be added
   /// twice.
-  template <class Tape> void add(const Tape &tape) { add(tape.plan); }
-  void add(const DispatchPlan<Space> &plan);
+  template <class Tape>
+  void add(const Tape& tape) {
+    add(tape.plan);
+  }
+  void add(const DispatchPlan<Space>& plan);
 
   /// Back to zero, for the next step.
   void reset() {
-    if (counts_.is_allocated())
-      Kokkos::deep_copy(Space{}, counts_, Index(0));
+    if (counts_.is_allocated()) Kokkos::deep_copy(Space{}, counts_, Index(0));
   }
   /// (E); unallocated before the first add.
   Vector<Index, Space> counts() const { return counts_; }
 
-private:
+ private:
   Vector<Index, Space> counts_;
 };
 
 /// The loads of one forward pass, on the host.
 struct LoadReport {
   Index tokens = 0;
-  std::vector<Index> routed; ///< (E) assignments each expert was asked for
-  std::vector<Index> kept;   ///< (E) those it took
+  std::vector<Index> routed;  ///< (E) assignments each expert was asked for
+  std::vector<Index> kept;    ///< (E) those it took
 
   Index experts() const { return Index(routed.size()); }
   Index assignments() const {
     Index sum = 0;
-    for (Index n : routed)
-      sum += n;
+    for (Index n : routed) sum += n;
     return sum;
   }
   /// Assignments that capacity dropped.
   Index dropped() const {
     Index sum = 0;
-    for (Index n : kept)
-      sum += n;
+    for (Index n : kept) sum += n;
     return assignments() - sum;
   }
   /// Expert e's part of all assignments.
-  double share(Index e) const {
-    return assignments() == 0 ? 0.0 : double(routed[e]) / double(assignments());
-  }
+  double share(Index e) const { return assignments() == 0 ? 0.0 : double(routed[e]) / double(assignments()); }
   /// max load / mean load - 1 (Wang et al. 2024, "Auxiliary-loss-free load
   /// balancing", eq. 5): 0 at balance.
   double maximum_violation() const {
-    if (assignments() == 0)
-      return 0;
-    return double(*std::max_element(routed.begin(), routed.end())) *
-               double(experts()) / double(assignments()) -
-           1;
+    if (assignments() == 0) return 0;
+    return double(*std::max_element(routed.begin(), routed.end())) * double(experts()) / double(assignments()) - 1;
   }
   /// Standard deviation over mean of the loads (Shazeer et al. 2017): 0 at
   /// balance.
   double coefficient_of_variation() const {
-    if (assignments() == 0)
-      return 0;
+    if (assignments() == 0) return 0;
     const double mean = double(assignments()) / double(experts());
     double squares = 0;
-    for (Index n : routed)
-      squares += (double(n) - mean) * (double(n) - mean);
+    for (Index n : routed) squares += (double(n) - mean) * (double(n) - mean);
     return std::sqrt(squares / double(experts())) / mean;
   }
   /// Entropy of the shares in units of its maximum, log E: 1 at balance, 0
   /// where one expert has all.
   double entropy() const {
-    if (experts() < 2)
-      return 1;
+    if (experts() < 2) return 1;
     double sum = 0;
-    for (Index e = 0; e < experts(); ++e)
-      sum -= share(e) > 0 ? share(e) * std::log(share(e)) : 0;
+    for (Index e = 0; e < experts(); ++e) sum -= share(e) > 0 ? share(e) * std::log(share(e)) : 0;
     return sum / std::log(double(experts()));
   }
 };
 
 /// Copies the loads of a tape (or of anything with a `plan`) to the host. Waits
 /// for the device.
-template <class Tape> LoadReport load_report(const Tape &tape);
+template <class Tape>
+LoadReport load_report(const Tape& tape);
 
 /// A table with a bar an expert, then the measures.
-std::ostream &operator<<(std::ostream &out, const LoadReport &report);
+std::ostream& operator<<(std::ostream& out, const LoadReport& report);
 
 namespace detail {
 
-template <class Space> struct AddCounts {
+template <class Space>
+struct AddCounts {
   Vector<Index, Space> counts;
   Vector<const Index, Space> more;
   KOKKOS_FUNCTION void operator()(Index e) const { counts(e) += more(e); }
 };
 
-template <class View> std::vector<Index> to_host(const View &view) {
+template <class View>
+std::vector<Index> to_host(const View& view) {
   std::vector<Index> result(view.extent(0));
-  Kokkos::View<Index *, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(
-      result.data(), result.size());
+  Kokkos::View<Index*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
   Kokkos::deep_copy(host, view);
   return result;
 }
 
-} // namespace detail
+}  // namespace detail
 
 template <class Space>
-void LoadStatistics<Space>::add(const DispatchPlan<Space> &plan) {
-  if (!counts_.is_allocated())
-    counts_ = Vector<Index, Space>("moe::load", plan.experts);
-  detail::require<ShapeError>(Index(counts_.extent(0)) == plan.experts,
-                              "moe::LoadStatistics: counts of ",
-                              counts_.extent(0), " experts, but this plan has ",
-                              plan.experts,
+void LoadStatistics<Space>::add(const DispatchPlan<Space>& plan) {
+  if (!counts_.is_allocated()) counts_ = Vector<Index, Space>("moe::load", plan.experts);
+  detail::require<ShapeError>(Index(counts_.extent(0)) == plan.experts, "moe::LoadStatistics: counts of ",
+                              counts_.extent(0), " experts, but this plan has ", plan.experts,
                               ". Keep one LoadStatistics for each layer.");
-  Kokkos::parallel_for("moe::LoadStatistics",
-                       Kokkos::RangePolicy<Space>(0, plan.experts),
+  Kokkos::parallel_for("moe::LoadStatistics", Kokkos::RangePolicy<Space>(0, plan.experts),
                        detail::AddCounts<Space>{counts_, plan.routed});
 }
 
-template <class Tape> LoadReport load_report(const Tape &tape) {
-  detail::require<ShapeError>(
-      tape.plan.routed.is_allocated(),
-      "moe::load_report: this tape is empty. Run forward(ctx, x, tape) first.");
-  return {tape.plan.tokens, detail::to_host(tape.plan.routed),
-          detail::to_host(tape.plan.kept)};
+template <class Tape>
+LoadReport load_report(const Tape& tape) {
+  detail::require<ShapeError>(tape.plan.routed.is_allocated(),
+                              "moe::load_report: this tape is empty. Run forward(ctx, x, tape) first.");
+  return {tape.plan.tokens, detail::to_host(tape.plan.routed), detail::to_host(tape.plan.kept)};
 }
 
-inline std::ostream &operator<<(std::ostream &out, const LoadReport &report) {
+inline std::ostream& operator<<(std::ostream& out, const LoadReport& report) {
   const auto flags = out.flags();
   const auto precision = out.precision();
   double top = 0;
-  for (Index e = 0; e < report.experts(); ++e)
-    top = std::max(top, report.share(e));
+  for (Index e = 0; e < report.experts(); ++e) top = std::max(top, report.share(e));
   out << "expert   tokens    share   kept\n" << std::fixed;
   for (Index e = 0; e < report.experts(); ++e) {
-    out << std::setw(6) << e << std::setw(9) << report.routed[e] << std::setw(8)
-        << std::setprecision(2) << 100 * report.share(e) << "%" << std::setw(7)
-        << report.kept[e] << "  "
-        << std::string(
-               top > 0 ? std::size_t(std::lround(30 * report.share(e) / top))
-                       : 0,
-               '#')
-        << '\n';
+    out << std::setw(6) << e << std::setw(9) << report.routed[e] << std::setw(8) << std::setprecision(2)
+        << 100 * report.share(e) << "%" << std::setw(7) << report.kept[e] << "  "
+        << std::string(top > 0 ? std::size_t(std::lround(30 * report.share(e) / top)) : 0, '#') << '\n';
   }
-  out << std::setprecision(3) << report.tokens << " tokens, "
-      << report.assignments() << " assignments, " << report.dropped()
-      << " dropped; maximum violation " << report.maximum_violation()
-      << ", coefficient of variation " << report.coefficient_of_variation()
-      << ", entropy " << report.entropy() << '\n';
+  out << std::setprecision(3) << report.tokens << " tokens, " << report.assignments() << " assignments, "
+      << report.dropped() << " dropped; maximum violation " << report.maximum_violation()
+      << ", coefficient of variation " << report.coefficient_of_variation() << ", entropy " << report.entropy() << '\n';
   out.flags(flags);
   out.precision(precision);
   return out;

@@ -26,13 +26,10 @@ struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
   Scope scope = Scope::batch();
   Probability probability = Probability::scores;
 
-  explicit SwitchBalanceLoss(double c = 1e-2, Count n = Count::first_choice,
-                             Scope s = Scope::batch(),
+  explicit SwitchBalanceLoss(double c = 1e-2, Count n = Count::first_choice, Scope s = Scope::batch(),
                              Probability p = Probability::scores)
       : coefficient(c), count(n), scope(s), probability(p) {}
-  detail::BalanceRule rule(double experts, double) const {
-    return {coefficient * experts, count, scope, probability};
-  }
+  detail::BalanceRule rule(double experts, double) const { return {coefficient * experts, count, scope, probability}; }
 };
 
 /// coefficient * 1/E * sum_e (c_e / S) m_e over groups of S tokens: c_e the
@@ -43,11 +40,9 @@ struct GShardBalanceLoss : detail::BalanceLossPolicy<GShardBalanceLoss> {
   double coefficient = 1e-2;
   Scope scope = Scope::batch();
 
-  explicit GShardBalanceLoss(double c = 1e-2, Scope s = Scope::batch())
-      : coefficient(c), scope(s) {}
+  explicit GShardBalanceLoss(double c = 1e-2, Scope s = Scope::batch()) : coefficient(c), scope(s) {}
   detail::BalanceRule rule(double experts, double) const {
-    return {coefficient / experts, Count::first_choice, scope,
-            Probability::scores};
+    return {coefficient / experts, Count::first_choice, scope, Probability::scores};
   }
 };
 
@@ -59,8 +54,7 @@ struct ExpertBalanceLoss : detail::BalanceLossPolicy<ExpertBalanceLoss> {
 
   explicit ExpertBalanceLoss(double c = 1e-3) : coefficient(c) {}
   detail::BalanceRule rule(double experts, double k) const {
-    return {coefficient * experts / k, Count::all, Scope::batch(),
-            Probability::scores};
+    return {coefficient * experts / k, Count::all, Scope::batch(), Probability::scores};
   }
 };
 
@@ -73,8 +67,7 @@ struct SequenceBalanceLoss : detail::BalanceLossPolicy<SequenceBalanceLoss> {
 
   explicit SequenceBalanceLoss(double c = 1e-4) : coefficient(c) {}
   detail::BalanceRule rule(double experts, double k) const {
-    return {coefficient * experts / k, Count::all, Scope::sequence(),
-            Probability::normalized_scores};
+    return {coefficient * experts / k, Count::all, Scope::sequence(), Probability::normalized_scores};
   }
 };
 
@@ -85,38 +78,28 @@ struct RouterZLoss {
   double coefficient = 1e-3;
 
   template <class T, class Real, class Space>
-  void value(Context<Space> &ctx, const Batch<T, Space> &batch,
-             const Routing<Real, Space> &routing,
-             const Vector<double, Space> &slot) const {
+  void value(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing,
+             const Vector<double, Space>& slot) const {
     typename Context<Space>::Scratch scratch(ctx);
-    auto parts =
-        scratch.template vector<double>(detail::chunks_of(batch.tokens()) + 1);
-    Kokkos::parallel_for(
-        "moe::RouterZLoss",
-        Kokkos::RangePolicy<Space>(ctx.space, 0,
-                                   detail::chunks_of(batch.tokens())),
-        detail::ZLossChunk<Real, Space>{routing.logits, batch.mask, parts});
-    Kokkos::parallel_for(
-        "moe::RouterZLoss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
-        detail::ZLossSum<Space>{parts, detail::chunks_of(batch.tokens()),
-                                batch.mask, batch.tokens(), coefficient, slot});
+    auto parts = scratch.template vector<double>(detail::chunks_of(batch.tokens()) + 1);
+    Kokkos::parallel_for("moe::RouterZLoss",
+                         Kokkos::RangePolicy<Space>(ctx.space, 0, detail::chunks_of(batch.tokens())),
+                         detail::ZLossChunk<Real, Space>{routing.logits, batch.mask, parts});
+    Kokkos::parallel_for("moe::RouterZLoss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+                         detail::ZLossSum<Space>{parts, detail::chunks_of(batch.tokens()), batch.mask, batch.tokens(),
+                                                 coefficient, slot});
   }
 
   template <class T, class Real, class Space>
-  void backward(Context<Space> &ctx, const Batch<T, Space> &batch,
-                const Routing<Real, Space> &routing, double scale,
-                const Matrix<Real, Space> &,
-                const Matrix<Real, Space> &dlogits) const {
+  void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing, double scale,
+                const Matrix<Real, Space>&, const Matrix<Real, Space>& dlogits) const {
     typename Context<Space>::Scratch scratch(ctx);
     auto live = scratch.template vector<Index>(1);
+    Kokkos::parallel_for("moe::RouterZLoss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+                         detail::CountLive<Space>{batch.mask, batch.tokens(), live});
     Kokkos::parallel_for(
-        "moe::RouterZLoss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
-        detail::CountLive<Space>{batch.mask, batch.tokens(), live});
-    Kokkos::parallel_for(
-        "moe::RouterZLoss::backward",
-        Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-        detail::ZLossGradient<Real, Space>{routing.logits, batch.mask, live,
-                                           scale * coefficient, dlogits});
+        "moe::RouterZLoss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+        detail::ZLossGradient<Real, Space>{routing.logits, batch.mask, live, scale * coefficient, dlogits});
   }
 };
 

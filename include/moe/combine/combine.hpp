@@ -11,47 +11,46 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-template <class T, class Real, class Space> struct CombineToken {
-  Matrix<const T, Space> rows;      // (R, H)
-  Vector<const Real, Space> weight; // (A), or empty: 1
+template <class T, class Real, class Space>
+struct CombineToken {
+  Matrix<const T, Space> rows;       // (R, H)
+  Vector<const Real, Space> weight;  // (A), or empty: 1
   DispatchPlan<Space> plan;
-  Matrix<T, Space> y; // (T, H)
+  Matrix<T, Space> y;  // (T, H)
   bool add;
 
   KOKKOS_FUNCTION void operator()(Index t) const {
     using Sum = RouterReal<T>;
     const Index hidden = y.extent(1);
-    T *to = y.data() + t * hidden;
+    T* to = y.data() + t * hidden;
     if (!add) {
-      for (Index h = 0; h < hidden; ++h)
-        to[h] = T(0);
+      for (Index h = 0; h < hidden; ++h) to[h] = T(0);
     }
     for (Index i = plan.token_offsets(t); i < plan.token_offsets(t + 1); ++i) {
       const Index r = plan.token_rows(i);
-      const Sum w = weight.data() == nullptr
-                        ? Sum(1)
-                        : Sum(weight(plan.row_assignment(r)));
-      const T *from = rows.data() + r * hidden;
-      for (Index h = 0; h < hidden; ++h)
-        to[h] = T(Sum(to[h]) + w * Sum(from[h]));
+      const Sum w = weight.data() == nullptr ? Sum(1) : Sum(weight(plan.row_assignment(r)));
+      const T* from = rows.data() + r * hidden;
+      for (Index h = 0; h < hidden; ++h) to[h] = T(Sum(to[h]) + w * Sum(from[h]));
     }
   }
 };
 
-template <class Real, class Space> struct RowWeight {
-  Vector<const Real, Space> weight; // (A)
+template <class Real, class Space>
+struct RowWeight {
+  Vector<const Real, Space> weight;  // (A)
   DispatchPlan<Space> plan;
-  Vector<Real, Space> row_weight; // (R)
+  Vector<Real, Space> row_weight;  // (R)
   KOKKOS_FUNCTION void operator()(Index r) const {
     const Index a = plan.row_assignment(r);
     row_weight(r) = a < 0 ? Real(0) : weight(a);
   }
 };
 
-template <class Real, class Space> struct AssignmentGradient {
-  Vector<const Real, Space> drow_weight; // (R)
+template <class Real, class Space>
+struct AssignmentGradient {
+  Vector<const Real, Space> drow_weight;  // (R)
   DispatchPlan<Space> plan;
-  Vector<Real, Space> dweight; // (A)
+  Vector<Real, Space> dweight;  // (A)
   KOKKOS_FUNCTION void operator()(Index a) const {
     const Index r = plan.assignment_row(a);
     dweight(a) = r < 0 ? Real(0) : drow_weight(r);
@@ -60,47 +59,42 @@ template <class Real, class Space> struct AssignmentGradient {
 
 /// For experts without a fused backward: the weight's gradient is dy . out, and
 /// dy is scaled in place.
-template <class T, class Real, class Space> struct WeightedGradientRow {
-  Matrix<const T, Space> out; // (R, H) what the experts gave
-  Matrix<T, Space> dout;      // (R, H) dy in; weight * dy out
+template <class T, class Real, class Space>
+struct WeightedGradientRow {
+  Matrix<const T, Space> out;  // (R, H) what the experts gave
+  Matrix<T, Space> dout;       // (R, H) dy in; weight * dy out
   Vector<const Real, Space> row_weight;
   Vector<Real, Space> drow_weight;
   DispatchPlan<Space> plan;
   KOKKOS_FUNCTION void operator()(Index r) const {
-    if (r >= plan.expert_offsets(plan.experts))
-      return;
+    if (r >= plan.expert_offsets(plan.experts)) return;
     Real sum = 0;
     for (Index h = 0; h < Index(dout.extent(1)); ++h) {
-      if (plan.row_token(r) >= 0)
-        sum += Real(dout(r, h)) * Real(out(r, h));
+      if (plan.row_token(r) >= 0) sum += Real(dout(r, h)) * Real(out(r, h));
       dout(r, h) = T(Real(dout(r, h)) * row_weight(r));
     }
     drow_weight(r) = sum;
   }
 };
 
-} // namespace detail
+}  // namespace detail
 
 /// y(t) = sum over t's live rows of weight * rows(r). rows (R, H), weight (A),
 /// y (T, H) overwritten; dropped and masked tokens get zeros.
 template <class T, class Real, class Space>
-void combine(Context<Space> &ctx, const Matrix<const T, Space> &rows,
-             const Vector<const Real, Space> &weight,
-             const DispatchPlan<Space> &plan, const Matrix<T, Space> &y) {
-  Kokkos::parallel_for(
-      "moe::combine", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.tokens),
-      detail::CombineToken<T, Real, Space>{rows, weight, plan, y, false});
+void combine(Context<Space>& ctx, const Matrix<const T, Space>& rows, const Vector<const Real, Space>& weight,
+             const DispatchPlan<Space>& plan, const Matrix<T, Space>& y) {
+  Kokkos::parallel_for("moe::combine", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.tokens),
+                       detail::CombineToken<T, Real, Space>{rows, weight, plan, y, false});
 }
 
 /// The backward of gather: dx(t) = sum of its rows' gradients. drows (R, H), dx
 /// (T, H) overwritten.
 template <class T, class Space>
-void scatter_add(Context<Space> &ctx, const Matrix<const T, Space> &drows,
-                 const DispatchPlan<Space> &plan, const Matrix<T, Space> &dx) {
-  Kokkos::parallel_for("moe::scatter_add",
-                       Kokkos::RangePolicy<Space>(ctx.space, 0, plan.tokens),
-                       detail::CombineToken<T, RouterReal<T>, Space>{
-                           drows, {}, plan, dx, false});
+void scatter_add(Context<Space>& ctx, const Matrix<const T, Space>& drows, const DispatchPlan<Space>& plan,
+                 const Matrix<T, Space>& dx) {
+  Kokkos::parallel_for("moe::scatter_add", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.tokens),
+                       detail::CombineToken<T, RouterReal<T>, Space>{drows, {}, plan, dx, false});
 }
 
 MOE_NAMESPACE_END

@@ -18,132 +18,122 @@ struct SigmoidGate {};
 namespace detail {
 
 /// A plan in which one expert takes every token.
-template <class Space> struct EveryToken {
+template <class Space>
+struct EveryToken {
   DispatchPlan<Space> plan;
-  void reshape(const Space &space, Index tokens) {
-    if (plan.experts == 1 && plan.tokens == tokens)
-      return;
+  void reshape(const Space& space, Index tokens) {
+    if (plan.experts == 1 && plan.tokens == tokens) return;
     plan.tokens = plan.rows = tokens;
     plan.experts = 1;
     shape(plan.expert_offsets, "moe::expert_offsets", 2);
     fill(space, plan.expert_offsets, Index(0));
-    fill(space,
-         Kokkos::subview(plan.expert_offsets, Kokkos::pair<int, int>(1, 2)),
-         tokens);
+    fill(space, Kokkos::subview(plan.expert_offsets, Kokkos::pair<int, int>(1, 2)), tokens);
   }
 };
 
 /// y += gate * out, where not padding.
-template <class T, class Real, class Space> struct AddBranchRow {
+template <class T, class Real, class Space>
+struct AddBranchRow {
   Matrix<const T, Space> out;
   Vector<const Real, Space> gate;
   Vector<const std::uint8_t, Space> mask;
   Matrix<T, Space> y;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    if (mask.data() != nullptr && mask(t) == 0)
-      return;
+    if (mask.data() != nullptr && mask(t) == 0) return;
     const Real g = gate.data() == nullptr ? Real(1) : gate(t);
-    for (Index h = 0; h < Index(y.extent(1)); ++h)
-      y(t, h) += T(g * Real(out(t, h)));
+    for (Index h = 0; h < Index(y.extent(1)); ++h) y(t, h) += T(g * Real(out(t, h)));
   }
 };
 
-template <class Real, class Space> struct GateSigmoid {
+template <class Real, class Space>
+struct GateSigmoid {
   Matrix<Real, Space> logits;
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    logits(t, 0) = Real(1) / (Real(1) + Kokkos::exp(-logits(t, 0)));
-  }
+  KOKKOS_FUNCTION void operator()(Index t) const { logits(t, 0) = Real(1) / (Real(1) + Kokkos::exp(-logits(t, 0))); }
 };
 
-template <class T, class Space> struct ConvertRow {
+template <class T, class Space>
+struct ConvertRow {
   Matrix<const T, Space> from;
   Matrix<RouterReal<T>, Space> to;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    for (Index h = 0; h < Index(to.extent(1)); ++h)
-      to(t, h) = RouterReal<T>(from(t, h));
+    for (Index h = 0; h < Index(to.extent(1)); ++h) to(t, h) = RouterReal<T>(from(t, h));
   }
 };
 
 /// The gradient of out (times the gate) and of the gate's logit.
-template <class T, class Real, class Space> struct BranchGradientRow {
+template <class T, class Real, class Space>
+struct BranchGradientRow {
   Matrix<const T, Space> dy;
   Matrix<const T, Space> out;
   Vector<const Real, Space> gate;
   Vector<const std::uint8_t, Space> mask;
   Matrix<T, Space> dout;
-  Matrix<Real, Space> dlogit; // (T, 1), or empty
+  Matrix<Real, Space> dlogit;  // (T, 1), or empty
   KOKKOS_FUNCTION void operator()(Index t) const {
     const bool live = mask.data() == nullptr || mask(t) != 0;
     const Real g = gate.data() == nullptr ? Real(1) : gate(t);
     Real dot = 0;
     for (Index h = 0; h < Index(dout.extent(1)); ++h) {
       dout(t, h) = live ? T(g * Real(dy(t, h))) : T(0);
-      if (gate.data() != nullptr && live)
-        dot += Real(dy(t, h)) * Real(out(t, h));
+      if (gate.data() != nullptr && live) dot += Real(dy(t, h)) * Real(out(t, h));
     }
-    if (gate.data() != nullptr)
-      dlogit(t, 0) = dot * g * (Real(1) - g);
+    if (gate.data() != nullptr) dlogit(t, 0) = dot * g * (Real(1) - g);
   }
 };
 
-template <class T, class Real, class Space> struct AddRow {
+template <class T, class Real, class Space>
+struct AddRow {
   Matrix<const Real, Space> from;
   Matrix<T, Space> to;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    for (Index h = 0; h < Index(to.extent(1)); ++h)
-      to(t, h) += T(from(t, h));
+    for (Index h = 0; h < Index(to.extent(1)); ++h) to(t, h) += T(from(t, h));
   }
 };
 
-} // namespace detail
+}  // namespace detail
 
 /// n experts in one FFN of width n * I over all tokens (Dai et al. 2024,
 /// DeepSeekMoE, section 3.2). Masked tokens get nothing.
 template <int n = 1, class Activation = SwiGLU, class Gate = NoGate>
 struct SharedExperts {
   using policy = kind::branch;
-  static constexpr const char *name = "shared_experts.";
+  static constexpr const char* name = "shared_experts.";
   static constexpr bool has_gate = std::is_same_v<Gate, SigmoidGate>;
   using FFN = ExpertFFN<Activation>;
-  static_assert(
-      n > 0,
-      "moe::SharedExperts<n>: n is the number of shared experts, at least 1.");
+  static_assert(n > 0, "moe::SharedExperts<n>: n is the number of shared experts, at least 1.");
 
-  template <class T, class Space> struct Parameters {
-    typename FFN::template Parameters<T, Space>
-        ffn;                           ///< E = 1, I = n times the layer's
-    Matrix<RouterReal<T>, Space> gate; ///< (1, H), where gated
-    template <class F, class... Same> static void visit(F &&f, Same &...same) {
+  template <class T, class Space>
+  struct Parameters {
+    typename FFN::template Parameters<T, Space> ffn;  ///< E = 1, I = n times the layer's
+    Matrix<RouterReal<T>, Space> gate;                ///< (1, H), where gated
+    template <class F, class... Same>
+    static void visit(F&& f, Same&... same) {
       decltype(ffn)::visit(f, same.ffn...);
-      if constexpr (has_gate)
-        f("gate.weight", same.gate...);
+      if constexpr (has_gate) f("gate.weight", same.gate...);
     }
   };
 
-  template <class T, class Space> struct Saved {
+  template <class T, class Space>
+  struct Saved {
     typename FFN::template Saved<T, Space> ffn;
     detail::EveryToken<Space> every;
-    Matrix<T, Space> out; ///< (T, H)
+    Matrix<T, Space> out;  ///< (T, H)
     Matrix<RouterReal<T>, Space> input,
-        gate; ///< (T, H) and (T, 1), where gated
+        gate;  ///< (T, H) and (T, 1), where gated
   };
 
   template <class T, class Space>
-  Parameters<T, Space> parameters(const ExpertShape &shape) const {
+  Parameters<T, Space> parameters(const ExpertShape& shape) const {
     Parameters<T, Space> p;
-    p.ffn = FFN{}.template parameters<T, Space>(
-        {1, shape.hidden, n * shape.intermediate});
-    if constexpr (has_gate)
-      p.gate =
-          Matrix<RouterReal<T>, Space>("moe::shared_gate", 1, shape.hidden);
+    p.ffn = FFN{}.template parameters<T, Space>({1, shape.hidden, n * shape.intermediate});
+    if constexpr (has_gate) p.gate = Matrix<RouterReal<T>, Space>("moe::shared_gate", 1, shape.hidden);
     return p;
   }
 
   /// y (T, H) += gate * FFN(batch.for_branches()).
   template <class T, class Space>
-  void forward(Context<Space> &ctx, const Batch<T, Space> &batch,
-               const Parameters<T, Space> &p, const Matrix<T, Space> &y,
-               Saved<T, Space> &saved) const {
+  void forward(Context<Space>& ctx, const Batch<T, Space>& batch, const Parameters<T, Space>& p,
+               const Matrix<T, Space>& y, Saved<T, Space>& saved) const {
     using Real = RouterReal<T>;
     const Index tokens = batch.tokens();
     const Matrix<T, Space> x = rows_of(batch);
@@ -154,61 +144,47 @@ struct SharedExperts {
       detail::shape(saved.input, "moe::shared_input", tokens, batch.hidden());
       detail::shape(saved.gate, "moe::shared_gate", tokens, 1);
       run(ctx, tokens, detail::ConvertRow<T, Space>{x, saved.input});
-      kernels::dense_forward<Real, Space>(ctx.space, saved.input, p.gate,
-                                          saved.gate);
+      kernels::dense_forward<Real, Space>(ctx.space, saved.input, p.gate, saved.gate);
       run(ctx, tokens, detail::GateSigmoid<Real, Space>{saved.gate});
     }
-    run(ctx, tokens,
-        detail::AddBranchRow<T, Real, Space>{saved.out, gate(saved), batch.mask,
-                                             y});
+    run(ctx, tokens, detail::AddBranchRow<T, Real, Space>{saved.out, gate(saved), batch.mask, y});
   }
 
   /// Adds to dx (T, H) and into gradients.
   template <class T, class Space>
-  void backward(Context<Space> &ctx, const Batch<T, Space> &batch,
-                const Matrix<const T, Space> &dy, const Parameters<T, Space> &p,
-                const Saved<T, Space> &saved, const Matrix<T, Space> &dx,
-                Parameters<T, Space> &gradients) const {
+  void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Matrix<const T, Space>& dy,
+                const Parameters<T, Space>& p, const Saved<T, Space>& saved, const Matrix<T, Space>& dx,
+                Parameters<T, Space>& gradients) const {
     using Real = RouterReal<T>;
     const Index tokens = batch.tokens(), hidden = batch.hidden();
     typename Context<Space>::Scratch scratch(ctx);
-    auto dout = scratch.template matrix<T>(tokens, hidden),
-         drows = scratch.template matrix<T>(tokens, hidden);
+    auto dout = scratch.template matrix<T>(tokens, hidden), drows = scratch.template matrix<T>(tokens, hidden);
     auto dlogit = scratch.template matrix<Real>(tokens, 1);
-    run(ctx, tokens,
-        detail::BranchGradientRow<T, Real, Space>{dy, saved.out, gate(saved),
-                                                  batch.mask, dout, dlogit});
-    FFN{}.backward(ctx, dout, saved.every.plan, p.ffn, rows_of(batch),
-                   saved.ffn, drows, gradients.ffn);
+    run(ctx, tokens, detail::BranchGradientRow<T, Real, Space>{dy, saved.out, gate(saved), batch.mask, dout, dlogit});
+    FFN{}.backward(ctx, dout, saved.every.plan, p.ffn, rows_of(batch), saved.ffn, drows, gradients.ffn);
     run(ctx, tokens, detail::AddRow<T, T, Space>{drows, dx});
     if constexpr (has_gate) {
       auto dinput = scratch.template matrix<Real>(tokens, hidden);
-      kernels::dense_backward_rows<Real, Space>(ctx.space, dlogit, p.gate,
-                                                dinput, false);
-      kernels::dense_backward_weight<Real, Space>(ctx.space, dlogit,
-                                                  saved.input, gradients.gate);
+      kernels::dense_backward_rows<Real, Space>(ctx.space, dlogit, p.gate, dinput, false);
+      kernels::dense_backward_weight<Real, Space>(ctx.space, dlogit, saved.input, gradients.gate);
       run(ctx, tokens, detail::AddRow<T, Real, Space>{dinput, dx});
     }
   }
 
-private:
+ private:
   template <class Space, class Functor>
-  static void run(Context<Space> &ctx, Index tokens, const Functor &functor) {
-    Kokkos::parallel_for("moe::SharedExperts",
-                         Kokkos::RangePolicy<Space>(ctx.space, 0, tokens),
-                         functor);
+  static void run(Context<Space>& ctx, Index tokens, const Functor& functor) {
+    Kokkos::parallel_for("moe::SharedExperts", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens), functor);
   }
   /// The branch's input as the experts take it; they only read.
   template <class T, class Space>
-  static Matrix<T, Space> rows_of(const Batch<T, Space> &batch) {
+  static Matrix<T, Space> rows_of(const Batch<T, Space>& batch) {
     const auto x = batch.for_branches();
-    return Matrix<T, Space>(const_cast<T *>(x.data()), x.extent(0),
-                            x.extent(1));
+    return Matrix<T, Space>(const_cast<T*>(x.data()), x.extent(0), x.extent(1));
   }
   template <class T, class Space>
-  static Vector<const RouterReal<T>, Space> gate(const Saved<T, Space> &saved) {
-    return Vector<const RouterReal<T>, Space>(saved.gate.data(),
-                                              saved.gate.size());
+  static Vector<const RouterReal<T>, Space> gate(const Saved<T, Space>& saved) {
+    return Vector<const RouterReal<T>, Space>(saved.gate.data(), saved.gate.size());
   }
 };
 

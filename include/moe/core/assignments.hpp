@@ -11,19 +11,15 @@ MOE_NAMESPACE_BEGIN
 template <class Real, class Space = Kokkos::DefaultExecutionSpace>
 struct Assignments {
   Index tokens = 0;
-  Index bound = 0; ///< A: extent of `expert` and `weight`, known on the host
-  Index uniform_k = 0;                ///< K, or 0 where lists are ragged
-  Vector<Index, Space> token_offsets; ///< (T+1), used where ragged
-  Vector<ExpertId, Space> expert;     ///< (A) -1 = none
-  Vector<Real, Space> weight;         ///< (A)
+  Index bound = 0;                     ///< A: extent of `expert` and `weight`, known on the host
+  Index uniform_k = 0;                 ///< K, or 0 where lists are ragged
+  Vector<Index, Space> token_offsets;  ///< (T+1), used where ragged
+  Vector<ExpertId, Space> expert;      ///< (A) -1 = none
+  Vector<Real, Space> weight;          ///< (A)
 
   /// The assignments of token t are [begin(t), end(t)).
-  KOKKOS_FUNCTION Index begin(Index t) const {
-    return uniform_k != 0 ? t * uniform_k : token_offsets(t);
-  }
-  KOKKOS_FUNCTION Index end(Index t) const {
-    return uniform_k != 0 ? (t + 1) * uniform_k : token_offsets(t + 1);
-  }
+  KOKKOS_FUNCTION Index begin(Index t) const { return uniform_k != 0 ? t * uniform_k : token_offsets(t); }
+  KOKKOS_FUNCTION Index end(Index t) const { return uniform_k != 0 ? (t + 1) * uniform_k : token_offsets(t + 1); }
 };
 
 MOE_NAMESPACE_END

@@ -18,9 +18,10 @@ namespace detail {
 
 /// Stack-like scratch memory. Grows while a shape is new; when everything is
 /// given back, its blocks become one.
-template <class Space> class Arena {
-public:
-  using Block = Kokkos::View<std::byte *, typename Space::memory_space>;
+template <class Space>
+class Arena {
+ public:
+  using Block = Kokkos::View<std::byte*, typename Space::memory_space>;
   struct Mark {
     std::size_t block = 0, used = 0;
   };
@@ -29,38 +30,31 @@ public:
 
   void rewind(Mark mark) {
     at_ = mark;
-    if (mark.block != 0 || mark.used != 0 || blocks_.size() < 2)
-      return;
+    if (mark.block != 0 || mark.used != 0 || blocks_.size() < 2) return;
     std::size_t total = 0;
-    for (const Block &block : blocks_)
-      total += block.size();
+    for (const Block& block : blocks_) total += block.size();
     blocks_.clear();
     blocks_.push_back(allocate(total));
   }
 
-  void *take(std::size_t bytes) {
+  void* take(std::size_t bytes) {
     bytes = (bytes + 127) / 128 * 128;
-    while (at_.block < blocks_.size() &&
-           at_.used + bytes > blocks_[at_.block].size())
-      at_ = {at_.block + 1, 0};
-    if (at_.block == blocks_.size())
-      blocks_.push_back(allocate(std::max<std::size_t>(bytes, 1u << 20)));
-    void *result = blocks_[at_.block].data() + at_.used;
+    while (at_.block < blocks_.size() && at_.used + bytes > blocks_[at_.block].size()) at_ = {at_.block + 1, 0};
+    if (at_.block == blocks_.size()) blocks_.push_back(allocate(std::max<std::size_t>(bytes, 1u << 20)));
+    void* result = blocks_[at_.block].data() + at_.used;
     at_.used += bytes;
     return result;
   }
 
-private:
+ private:
   static Block allocate(std::size_t bytes) {
-    return Block(Kokkos::view_alloc(Kokkos::WithoutInitializing,
-                                    std::string("moe::workspace")),
-                 bytes);
+    return Block(Kokkos::view_alloc(Kokkos::WithoutInitializing, std::string("moe::workspace")), bytes);
   }
   std::vector<Block> blocks_;
   Mark at_;
 };
 
-} // namespace detail
+}  // namespace detail
 
 /// One for each concurrent caller. `moe::Context ctx;` runs on Kokkos' default
 /// execution space.
@@ -68,42 +62,41 @@ private:
 /// Layers are const in forward and backward; all scratch memory is the
 /// context's, and the second call of a shape allocates nothing. `step` feeds
 /// the random draws: advance it once an optimiser step.
-template <class Space = Kokkos::DefaultExecutionSpace> class Context {
-public:
+template <class Space = Kokkos::DefaultExecutionSpace>
+class Context {
+ public:
   using execution_space = Space;
 
   Space space{};
-  std::uint64_t seed = 0; ///< of noise (jitter and the like), not of weights
-  std::uint64_t step =
-      0; ///< the optimiser step; part of every random draw's key
-  Index first_token = 0; ///< number of the batch's first token in this step:
-                         ///< microbatches then draw apart
-  bool training = true;  ///< noise policies act only while training
+  std::uint64_t seed = 0;  ///< of noise (jitter and the like), not of weights
+  std::uint64_t step = 0;  ///< the optimiser step; part of every random draw's key
+  Index first_token = 0;   ///< number of the batch's first token in this step:
+                           ///< microbatches then draw apart
+  bool training = true;    ///< noise policies act only while training
 
   Context() : flag_(require_kokkos()) {}
-  Context(const Context &) = delete;
-  Context &operator=(const Context &) = delete;
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
 
   /// Scratch memory for the time of a scope. Unmanaged views; uninitialised.
   class Scratch {
-  public:
-    explicit Scratch(Context &ctx) : ctx_(ctx), mark_(ctx.arena_.mark()) {}
+   public:
+    explicit Scratch(Context& ctx) : ctx_(ctx), mark_(ctx.arena_.mark()) {}
     ~Scratch() { ctx_.arena_.rewind(mark_); }
-    Scratch(const Scratch &) = delete;
-    Scratch &operator=(const Scratch &) = delete;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
 
-    template <class T> Vector<T, Space> vector(Index n) {
-      return Vector<T, Space>(static_cast<T *>(ctx_.arena_.take(sizeof(T) * n)),
-                              n);
+    template <class T>
+    Vector<T, Space> vector(Index n) {
+      return Vector<T, Space>(static_cast<T*>(ctx_.arena_.take(sizeof(T) * n)), n);
     }
-    template <class T> Matrix<T, Space> matrix(Index rows, Index columns) {
-      return Matrix<T, Space>(
-          static_cast<T *>(ctx_.arena_.take(sizeof(T) * rows * columns)), rows,
-          columns);
+    template <class T>
+    Matrix<T, Space> matrix(Index rows, Index columns) {
+      return Matrix<T, Space>(static_cast<T*>(ctx_.arena_.take(sizeof(T) * rows * columns)), rows, columns);
     }
 
-  private:
-    Context &ctx_;
+   private:
+    Context& ctx_;
     typename detail::Arena<Space>::Mark mark_;
   };
 
@@ -117,24 +110,24 @@ public:
     int bad = 0;
     Kokkos::deep_copy(space, bad, flag_);
     space.fence("moe::Context::check");
-    if (bad == 0)
-      return;
+    if (bad == 0) return;
     Kokkos::deep_copy(space, flag_, 0);
-    throw DataError("moe: the router's logits hold NaN. Look for NaN in the "
-                    "layer's input or in the router's weight "
-                    "(a learning rate that is too large is the usual cause).");
+    throw DataError(
+        "moe: the router's logits hold NaN. Look for NaN in the "
+        "layer's input or in the router's weight "
+        "(a learning rate that is too large is the usual cause).");
   }
 
   /// A value of type `State` kept for `owner` between calls: what inference
   /// uses instead of a caller's tape.
-  template <class State> State &kept(std::uint64_t owner) {
-    std::shared_ptr<void> &slot = kept_[owner];
-    if (!slot)
-      slot = std::make_shared<State>();
-    return *static_cast<State *>(slot.get());
+  template <class State>
+  State& kept(std::uint64_t owner) {
+    std::shared_ptr<void>& slot = kept_[owner];
+    if (!slot) slot = std::make_shared<State>();
+    return *static_cast<State*>(slot.get());
   }
 
-private:
+ private:
   static Kokkos::View<int, typename Space::memory_space> require_kokkos() {
     detail::require<ConfigError>(Kokkos::is_initialized(),
                                  "moe::Context: Kokkos is not initialised. Put "

@@ -35,7 +35,8 @@ struct IoError : Error {
 namespace detail {
 
 /// Joins its arguments into a sentence.
-template <class... Parts> std::string sentence(const Parts &...parts) {
+template <class... Parts>
+std::string sentence(const Parts&... parts) {
   std::ostringstream out;
   (out << ... << parts);
   return out.str();
@@ -43,11 +44,10 @@ template <class... Parts> std::string sentence(const Parts &...parts) {
 
 /// Throws `E` with the joined parts unless `condition` holds.
 template <class E, class... Parts>
-void require(bool condition, const Parts &...parts) {
-  if (!condition)
-    throw E(sentence(parts...));
+void require(bool condition, const Parts&... parts) {
+  if (!condition) throw E(sentence(parts...));
 }
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

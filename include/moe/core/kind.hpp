@@ -8,24 +8,23 @@
 MOE_NAMESPACE_BEGIN
 
 namespace kind {
-struct logits {};     ///< LogitSource: tokens to logits (linear, ...)
-struct row_map {};    ///< a map on the router's input or on the logits (jitter,
-                      ///< soft cap, ...); any number
-struct scoring {};    ///< logits to scores (softmax, sigmoid, ...)
-struct choice_key {}; ///< changes what the selection sees, never a weight
-                      ///< (group limit, ...); any number
-struct balancer {};   ///< a bias on the choice, updated once a step
-struct selection {};  ///< scores to choices (top-k, expert choice, ...)
-struct weighting {
-}; ///< scores of the chosen to combine weights (normalise, scale, ...); a chain
-struct router {};     ///< all of the above, composed
-struct capacity {};   ///< how many assignments an expert takes
-struct experts {};    ///< rows to rows
-struct activation {}; ///< inside an FFN
-struct branch {};     ///< beside the experts (shared experts); any number
-struct loss {};       ///< auxiliary losses; any number
-struct space {};      ///< On<Space>
-struct precision {};  ///< Precision<Storage, Accumulate>
-} // namespace kind
+struct logits {};      ///< LogitSource: tokens to logits (linear, ...)
+struct row_map {};     ///< a map on the router's input or on the logits (jitter,
+                       ///< soft cap, ...); any number
+struct scoring {};     ///< logits to scores (softmax, sigmoid, ...)
+struct choice_key {};  ///< changes what the selection sees, never a weight
+                       ///< (group limit, ...); any number
+struct balancer {};    ///< a bias on the choice, updated once a step
+struct selection {};   ///< scores to choices (top-k, expert choice, ...)
+struct weighting {};   ///< scores of the chosen to combine weights (normalise, scale, ...); a chain
+struct router {};      ///< all of the above, composed
+struct capacity {};    ///< how many assignments an expert takes
+struct experts {};     ///< rows to rows
+struct activation {};  ///< inside an FFN
+struct branch {};      ///< beside the experts (shared experts); any number
+struct loss {};        ///< auxiliary losses; any number
+struct space {};       ///< On<Space>
+struct precision {};   ///< Precision<Storage, Accumulate>
+}  // namespace kind
 
 MOE_NAMESPACE_END

@@ -22,45 +22,46 @@ MOE_NAMESPACE_BEGIN
 
 /// A struct of arrays with nothing in it, for parts without parameters.
 struct NoParameters {
-  template <class F, class... Same> static void visit(F &&, Same &...) {}
+  template <class F, class... Same>
+  static void visit(F&&, Same&...) {}
 };
 
 /// One array of a layer, as `Layer::visit` hands it over.
 struct ParameterInfo {
-  std::string name;  ///< stable, dotted, as in published checkpoints:
-                     ///< "experts.down_proj"
-  bool decay = true; ///< matrices decay; biases, norms and other vectors do not
+  std::string name;   ///< stable, dotted, as in published checkpoints:
+                      ///< "experts.down_proj"
+  bool decay = true;  ///< matrices decay; biases, norms and other vectors do not
 };
 
 /// What an array's name and rank say: matrices decay; vectors, biases and norms
 /// do not.
 template <class View>
-ParameterInfo parameter_info(std::string_view name, const View &) {
+ParameterInfo parameter_info(std::string_view name, const View&) {
   const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
-  return {std::string(name), View::rank() >= 2 && !bias &&
-                                 name.find("norm") == std::string_view::npos};
+  return {std::string(name), View::rank() >= 2 && !bias && name.find("norm") == std::string_view::npos};
 }
 
 namespace detail {
 
 /// Prefixes names on the way down the tree of parts.
-template <class F> struct Prefixed {
-  F &f;
+template <class F>
+struct Prefixed {
+  F& f;
   std::string_view prefix;
   template <class View, class... Views>
-  void operator()(std::string_view name, View &view, Views &...views) const {
+  void operator()(std::string_view name, View& view, Views&... views) const {
     f(std::string(prefix) + std::string(name), view, views...);
   }
 };
-template <class F> Prefixed(F &, const char *) -> Prefixed<F>;
+template <class F>
+Prefixed(F&, const char*) -> Prefixed<F>;
 
 /// A copy of the struct's shape with fresh arrays of zeros: gradients, moments.
 template <class Parameters>
-Parameters zeros_like(const Parameters &parameters) {
+Parameters zeros_like(const Parameters& parameters) {
   Parameters result;
-  auto allocate = [](std::string_view, const auto &from, auto &to) {
-    if (!from.is_allocated())
-      return;
+  auto allocate = [](std::string_view, const auto& from, auto& to) {
+    if (!from.is_allocated()) return;
     using View = std::decay_t<decltype(to)>;
     to = View("moe::zeros_like", from.layout());
   };
@@ -71,13 +72,13 @@ Parameters zeros_like(const Parameters &parameters) {
 /// FNV-1a: gives each parameter name its own stream of random numbers.
 constexpr std::uint32_t hash(std::string_view text) {
   std::uint32_t h = 2166136261u;
-  for (char c : text)
-    h = (h ^ std::uint8_t(c)) * 16777619u;
+  for (char c : text) h = (h ^ std::uint8_t(c)) * 16777619u;
   return h;
 }
 
-template <class T> struct NormalFill {
-  T *data;
+template <class T>
+struct NormalFill {
+  T* data;
   RandomKey key;
   double deviation;
   KOKKOS_FUNCTION void operator()(Index i) const {
@@ -85,17 +86,15 @@ template <class T> struct NormalFill {
   }
 };
 
-} // namespace detail
+}  // namespace detail
 
 /// Fills an array with draws from N(0, deviation^2): element i depends on the
 /// seed and i alone.
 template <class Space, class View>
-void fill_normal(const Space &space, const View &view, Seed seed,
-                 double deviation = 1, std::uint32_t stream = 0) {
+void fill_normal(const Space& space, const View& view, Seed seed, double deviation = 1, std::uint32_t stream = 0) {
   using T = typename View::non_const_value_type;
   const RandomKey key{seed.value, 0, stream, Purpose::initialise};
-  Kokkos::parallel_for("moe::fill_normal",
-                       Kokkos::RangePolicy<Space>(space, 0, Index(view.size())),
+  Kokkos::parallel_for("moe::fill_normal", Kokkos::RangePolicy<Space>(space, 0, Index(view.size())),
                        detail::NormalFill<T>{view.data(), key, deviation});
 }
 
@@ -104,20 +103,16 @@ namespace detail {
 /// Matrices are drawn from N(0, scale^2 / fan_in), vectors start at zero; each
 /// name has its own stream.
 template <class Space, class View>
-void initialise(const Space &space, std::string_view name, const View &view,
-                Seed seed, double scale) {
-  if (!view.is_allocated() || view.size() == 0)
-    return;
+void initialise(const Space& space, std::string_view name, const View& view, Seed seed, double scale) {
+  if (!view.is_allocated() || view.size() == 0) return;
   using T = typename View::non_const_value_type;
   if constexpr (View::rank() == 1) {
     fill(space, view, T(0));
   } else {
-    fill_normal(space, view, seed,
-                scale / std::sqrt(double(view.extent(View::rank() - 1))),
-                hash(name));
+    fill_normal(space, view, seed, scale / std::sqrt(double(view.extent(View::rank() - 1))), hash(name));
   }
 }
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

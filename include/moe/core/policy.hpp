@@ -3,11 +3,10 @@
 /// Lists of policies given in any order: picking by category, values by type,
 /// and the sentences for misfits.
 
+#include <Kokkos_Macros.hpp>
 #include <concepts>
 #include <tuple>
 #include <type_traits>
-
-#include <Kokkos_Macros.hpp>
 
 #include "moe/core/kind.hpp"
 
@@ -21,39 +20,44 @@ concept HasKind = requires {
 };
 
 /// The category of P, or void.
-template <class P> struct KindOf { using type = void; };
-template <HasKind P> struct KindOf<P> { using type = typename P::policy; };
+template <class P>
+struct KindOf {
+  using type = void;
+};
+template <HasKind P>
+struct KindOf<P> {
+  using type = typename P::policy;
+};
 template <class P, class... Kinds>
-inline constexpr bool
-    is_kind = (std::is_same_v<typename KindOf<P>::type, Kinds> || ...);
+inline constexpr bool is_kind = (std::is_same_v<typename KindOf<P>::type, Kinds> || ...);
 
 template <class Kind, class... Policies>
 inline constexpr int count_kind = (0 + ... + int(is_kind<Policies, Kind>));
 
 /// The first policy of a category, or the default.
-template <class Kind, class Default, class... Policies> struct Pick {
+template <class Kind, class Default, class... Policies>
+struct Pick {
   using type = Default;
 };
 template <class Kind, class Default, class First, class... Rest>
 struct Pick<Kind, Default, First, Rest...>
-    : std::conditional_t<is_kind<First, Kind>, std::type_identity<First>,
-                         Pick<Kind, Default, Rest...>> {};
+    : std::conditional_t<is_kind<First, Kind>, std::type_identity<First>, Pick<Kind, Default, Rest...>> {};
 
 /// A list of types, and a filter on it that keeps order.
-template <class... Ts> struct List {};
-template <class Kind, class Kept, class... Policies> struct Filter {
+template <class... Ts>
+struct List {};
+template <class Kind, class Kept, class... Policies>
+struct Filter {
   using type = Kept;
 };
 template <class Kind, class... Kept, class First, class... Rest>
 struct Filter<Kind, List<Kept...>, First, Rest...>
-    : Filter<Kind,
-             std::conditional_t<is_kind<First, Kind>, List<Kept..., First>,
-                                List<Kept...>>,
-             Rest...> {};
+    : Filter<Kind, std::conditional_t<is_kind<First, Kind>, List<Kept..., First>, List<Kept...>>, Rest...> {};
 
 /// The position that a policy of a chain asks for: `static constexpr int
 /// order`, 0 where it does not say.
-template <class P> constexpr int order_of() {
+template <class P>
+constexpr int order_of() {
   if constexpr (requires { P::order; }) {
     return P::order;
   } else {
@@ -63,50 +67,57 @@ template <class P> constexpr int order_of() {
 
 /// Policies as a device-friendly chain, those of low `order` first, in given
 /// order among equals.
-template <class... Policies> struct Chain {
+template <class... Policies>
+struct Chain {
   static constexpr int size = 0;
-  template <class Source> static Chain from(const Source &) { return {}; }
-  template <class F> KOKKOS_FUNCTION void each(const F &) const {}
+  template <class Source>
+  static Chain from(const Source&) {
+    return {};
+  }
+  template <class F>
+  KOKKOS_FUNCTION void each(const F&) const {}
 };
-template <class First, class... Rest> struct Chain<First, Rest...> {
+template <class First, class... Rest>
+struct Chain<First, Rest...> {
   static constexpr int size = 1 + sizeof...(Rest);
   First first;
   Chain<Rest...> rest;
 
-  template <class Source> static Chain from(const Source &values) {
+  template <class Source>
+  static Chain from(const Source& values) {
     return {std::get<First>(values), Chain<Rest...>::from(values)};
   }
   /// Calls f(policy) for each in turn; f is a functor usable where this runs.
-  template <class F> KOKKOS_FUNCTION void each(const F &f) const {
+  template <class F>
+  KOKKOS_FUNCTION void each(const F& f) const {
     f(first);
     rest.each(f);
   }
 };
 
-template <int order, class Kept, class... Ps> struct OfOrder {
+template <int order, class Kept, class... Ps>
+struct OfOrder {
   using type = Kept;
 };
 template <int order, class... Kept, class First, class... Rest>
 struct OfOrder<order, List<Kept...>, First, Rest...>
-    : OfOrder<order,
-              std::conditional_t<order_of<First>() == order,
-                                 List<Kept..., First>, List<Kept...>>,
-              Rest...> {};
+    : OfOrder<order, std::conditional_t<order_of<First>() == order, List<Kept..., First>, List<Kept...>>, Rest...> {};
 
-template <class A, class B> struct ChainOf;
-template <class... A, class... B> struct ChainOf<List<A...>, List<B...>> {
+template <class A, class B>
+struct ChainOf;
+template <class... A, class... B>
+struct ChainOf<List<A...>, List<B...>> {
   using type = Chain<A..., B...>;
 };
-template <class L> struct Ordered;
+template <class L>
+struct Ordered;
 template <class... Ps>
 struct Ordered<List<Ps...>>
-    : ChainOf<typename OfOrder<0, List<>, Ps...>::type,
-              typename OfOrder<1, List<>, Ps...>::type> {};
+    : ChainOf<typename OfOrder<0, List<>, Ps...>::type, typename OfOrder<1, List<>, Ps...>::type> {};
 
 /// The policies of one category in a chain.
 template <class Kind, class... Policies>
-using ChainFor =
-    typename Ordered<typename Filter<Kind, List<>, Policies...>::type>::type;
+using ChainFor = typename Ordered<typename Filter<Kind, List<>, Policies...>::type>::type;
 
 /// Is T one of Ts?
 template <class T, class... Ts>
@@ -114,10 +125,10 @@ inline constexpr bool one_of = (std::is_same_v<T, Ts> || ...);
 
 /// Copies those of `values` that `target`, a tuple, has a place for.
 template <class Tuple, class... Values>
-void assign_values(Tuple &target, const Values &...values) {
+void assign_values(Tuple& target, const Values&... values) {
   ((std::get<Values>(target) = values), ...);
 }
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

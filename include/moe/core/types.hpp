@@ -25,30 +25,27 @@ inline constexpr ExpertId no_expert = -1;
 /// Row-major arrays of rank 1 to 3 in the memory of `Space`.
 /// `Kokkos::View<T**>` is column-major on CUDA: use these.
 template <class T, class Space = Kokkos::DefaultExecutionSpace>
-using Vector =
-    Kokkos::View<T *, Kokkos::LayoutRight, typename Space::memory_space>;
+using Vector = Kokkos::View<T*, Kokkos::LayoutRight, typename Space::memory_space>;
 template <class T, class Space = Kokkos::DefaultExecutionSpace>
-using Matrix =
-    Kokkos::View<T **, Kokkos::LayoutRight, typename Space::memory_space>;
+using Matrix = Kokkos::View<T**, Kokkos::LayoutRight, typename Space::memory_space>;
 template <class T, class Space = Kokkos::DefaultExecutionSpace>
-using Tensor3 =
-    Kokkos::View<T ***, Kokkos::LayoutRight, typename Space::memory_space>;
+using Tensor3 = Kokkos::View<T***, Kokkos::LayoutRight, typename Space::memory_space>;
 
 /// Is the memory of `Space` the host's own?
 template <class Space>
-inline constexpr bool on_host =
-    Kokkos::SpaceAccessibility<Kokkos::HostSpace,
-                               typename Space::memory_space>::accessible;
+inline constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Space::memory_space>::accessible;
 
 /// Layer policy: the execution space a layer runs on.
-template <class ExecutionSpace> struct On {
+template <class ExecutionSpace>
+struct On {
   using policy = kind::space;
   using space = ExecutionSpace;
 };
 
 /// Layer policy: the type parameters and activations are stored in, and the
 /// type sums are kept in.
-template <class Storage, class Accumulate = Storage> struct Precision {
+template <class Storage, class Accumulate = Storage>
+struct Precision {
   using policy = kind::precision;
   using storage = Storage;
   using accumulate = Accumulate;
@@ -61,74 +58,68 @@ using RouterReal = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 /// One row of a matrix, as policies see it on any backend: a pointer and a
 /// size.
-template <class T> struct Row {
-  T *data;
+template <class T>
+struct Row {
+  T* data;
   Index size;
-  KOKKOS_FUNCTION T &operator[](Index i) const { return data[i]; }
+  KOKKOS_FUNCTION T& operator[](Index i) const { return data[i]; }
 };
 
 /// The threads that share one row. Policies step through a row with `each` and
 /// reduce with `sum` and `max`, and so run unchanged on one thread (as now, on
 /// every backend) or on a warp.
 struct Team {
-  template <class F> KOKKOS_FUNCTION void each(Index count, const F &f) const {
-    for (Index i = 0; i < count; ++i)
-      f(i);
+  template <class F>
+  KOKKOS_FUNCTION void each(Index count, const F& f) const {
+    for (Index i = 0; i < count; ++i) f(i);
   }
   /// The sum of f(i), in index order.
   template <class Real, class F>
-  KOKKOS_FUNCTION Real sum(Index count, const F &f) const {
+  KOKKOS_FUNCTION Real sum(Index count, const F& f) const {
     Real total = 0;
-    for (Index i = 0; i < count; ++i)
-      total += f(i);
+    for (Index i = 0; i < count; ++i) total += f(i);
     return total;
   }
   /// The largest f(i); -infinity where count is 0.
   template <class Real, class F>
-  KOKKOS_FUNCTION Real max(Index count, const F &f) const {
+  KOKKOS_FUNCTION Real max(Index count, const F& f) const {
     Real best = -Kokkos::Experimental::infinity_v<Real>;
-    for (Index i = 0; i < count; ++i)
-      best = f(i) > best ? f(i) : best;
+    for (Index i = 0; i < count; ++i) best = f(i) > best ? f(i) : best;
     return best;
   }
 };
 
 namespace detail {
 
-template <class View> KOKKOS_FUNCTION auto row_of(const View &matrix, Index i) {
-  return Row<typename View::value_type>{
-      matrix.data() + i * Index(matrix.extent(1)), Index(matrix.extent(1))};
+template <class View>
+KOKKOS_FUNCTION auto row_of(const View& matrix, Index i) {
+  return Row<typename View::value_type>{matrix.data() + i * Index(matrix.extent(1)), Index(matrix.extent(1))};
 }
 
 /// Gives `view` these extents, allocating only when they differ: a second call
 /// of a shape allocates nothing.
 template <class View, class... Extents>
-void shape(View &view, const char *label, Extents... extents) {
+void shape(View& view, const char* label, Extents... extents) {
   const Index wanted[] = {Index(extents)...};
   bool same = view.is_allocated();
-  for (unsigned r = 0; same && r < sizeof...(Extents); ++r)
-    same = Index(view.extent(r)) == wanted[r];
-  if (!same)
-    view = View(
-        Kokkos::view_alloc(Kokkos::WithoutInitializing, std::string(label)),
-        std::size_t(extents)...);
+  for (unsigned r = 0; same && r < sizeof...(Extents); ++r) same = Index(view.extent(r)) == wanted[r];
+  if (!same) view = View(Kokkos::view_alloc(Kokkos::WithoutInitializing, std::string(label)), std::size_t(extents)...);
 }
 
 /// A flat view of all of an array's elements.
-template <class View> auto flat(const View &view) {
+template <class View>
+auto flat(const View& view) {
   using T = typename View::value_type;
-  return Kokkos::View<T *, Kokkos::LayoutRight, typename View::memory_space,
-                      Kokkos::MemoryUnmanaged>(view.data(), view.size());
+  return Kokkos::View<T*, Kokkos::LayoutRight, typename View::memory_space, Kokkos::MemoryUnmanaged>(view.data(),
+                                                                                                     view.size());
 }
 
 /// Sets every element, in stream order.
 template <class Space, class View>
-void fill(const Space &space, const View &view,
-          typename View::non_const_value_type value) {
-  if (view.size() != 0)
-    Kokkos::deep_copy(space, view, value);
+void fill(const Space& space, const View& view, typename View::non_const_value_type value) {
+  if (view.size() != 0) Kokkos::deep_copy(space, view, value);
 }
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

@@ -25,11 +25,11 @@ struct Pad {};
 
 /// Who comes first in an expert's queue.
 enum class Priority {
-  position, ///< token order, then choice order (Switch)
-  choice,   ///< all first choices before all second ones, each in token order
-            ///< (GShard)
-  score     ///< by combine weight, largest first; of equal weights the earlier
-            ///< (batch prioritised routing, Riquelme 2021)
+  position,  ///< token order, then choice order (Switch)
+  choice,    ///< all first choices before all second ones, each in token order
+             ///< (GShard)
+  score      ///< by combine weight, largest first; of equal weights the earlier
+             ///< (batch prioritised routing, Riquelme 2021)
 };
 
 /// How the capacity factor's product becomes a whole number.
@@ -41,43 +41,36 @@ enum class Renormalize { never, after_drops };
 
 /// The capacity of an expert, all of it explicit. `Mode` is Dropless, Drop or
 /// Pad.
-template <class Mode = Dropless> struct CapacityPolicy {
+template <class Mode = Dropless>
+struct CapacityPolicy {
   using policy = kind::capacity;
   using mode = Mode;
   static constexpr bool drops = !std::is_same_v<Mode, Dropless>;
   static constexpr bool pads = std::is_same_v<Mode, Pad>;
 
-  double factor = 1.25; ///< C = factor * K * n / E for a group of n tokens
-  Index tokens_per_expert =
-      0; ///< C itself, where positive, instead of the factor
+  double factor = 1.25;         ///< C = factor * K * n / E for a group of n tokens
+  Index tokens_per_expert = 0;  ///< C itself, where positive, instead of the factor
   Rounding rounding = Rounding::ceiling;
-  Index minimum = 1;            ///< C is at least this (GShard: 4)
-  Scope scope = Scope::batch(); ///< the tokens that share a C
+  Index minimum = 1;             ///< C is at least this (GShard: 4)
+  Scope scope = Scope::batch();  ///< the tokens that share a C
   Priority priority = Priority::position;
   Renormalize renormalize = Renormalize::never;
 
   void check() const {
-    if (!drops)
-      return;
-    detail::require<ConfigError>(
-        tokens_per_expert > 0 || factor > 0, "moe::CapacityPolicy: factor is ",
-        factor,
-        "; it must be positive (1.25 is usual), or set tokens_per_expert.");
-    detail::require<ConfigError>(minimum >= 0,
-                                 "moe::CapacityPolicy: minimum is ", minimum,
-                                 "; it cannot be negative.");
+    if (!drops) return;
+    detail::require<ConfigError>(tokens_per_expert > 0 || factor > 0, "moe::CapacityPolicy: factor is ", factor,
+                                 "; it must be positive (1.25 is usual), or set tokens_per_expert.");
+    detail::require<ConfigError>(minimum >= 0, "moe::CapacityPolicy: minimum is ", minimum, "; it cannot be negative.");
   }
 
   /// C for a group of n tokens with K choices each (for ragged lists K is their
   /// mean).
   KOKKOS_FUNCTION Index limit(Index n, double k, Index experts) const {
-    if (tokens_per_expert > 0)
-      return tokens_per_expert;
+    if (tokens_per_expert > 0) return tokens_per_expert;
     const double exact = factor * k * double(n) / double(experts);
     // A product such as 1.1 * 10 must not round up because of its last bit.
-    const Index c = rounding == Rounding::ceiling
-                        ? Index(Kokkos::ceil(exact - 1e-9))
-                        : Index(Kokkos::floor(exact + 1e-9));
+    const Index c =
+        rounding == Rounding::ceiling ? Index(Kokkos::ceil(exact - 1e-9)) : Index(Kokkos::floor(exact + 1e-9));
     return c < minimum ? minimum : c;
   }
 };
@@ -86,21 +79,21 @@ namespace detail {
 
 /// Walks the queue of one group in its order and keeps what fits. Serial in a
 /// group, groups side by side.
-template <class Real, class Space, class Capacity> struct KeepInGroup {
+template <class Real, class Space, class Capacity>
+struct KeepInGroup {
   Capacity capacity;
   Groups<Space> groups;
   Assignments<Real, Space> assignments;
   Index experts;
   double k;
-  Vector<Index, Space> order, merge; // (A) scratch, for priority by score
-  Vector<Index, Space> used;         // (G*E) zeros
-  Vector<std::uint8_t, Space> kept;  // (A)
+  Vector<Index, Space> order, merge;  // (A) scratch, for priority by score
+  Vector<Index, Space> used;          // (G*E) zeros
+  Vector<std::uint8_t, Space> kept;   // (A)
 
-  KOKKOS_FUNCTION void take(Index a, Index limit, Index *queue) const {
+  KOKKOS_FUNCTION void take(Index a, Index limit, Index* queue) const {
     const ExpertId e = assignments.expert(a);
     kept(a) = e != no_expert && queue[e] < limit;
-    if (e != no_expert)
-      ++queue[e];
+    if (e != no_expert) ++queue[e];
   }
 
   /// Stable merge sort of order[begin, end) by weight, largest first.
@@ -111,28 +104,24 @@ template <class Real, class Space, class Capacity> struct KeepInGroup {
         const Index middle = low + width < end ? low + width : end;
         const Index high = middle + width < end ? middle + width : end;
         for (Index i = low, j = middle, o = low; o < high; ++o) {
-          const bool right =
-              i == middle || (j < high && assignments.weight(from[j]) >
-                                              assignments.weight(from[i]));
+          const bool right = i == middle || (j < high && assignments.weight(from[j]) > assignments.weight(from[i]));
           to[o] = right ? from[j++] : from[i++];
         }
       }
-      Index *swapped = from;
+      Index* swapped = from;
       from = to;
       to = swapped;
     }
     if (from != order.data()) {
-      for (Index a = begin; a < end; ++a)
-        order(a) = from[a];
+      for (Index a = begin; a < end; ++a) order(a) = from[a];
     }
   }
 
   KOKKOS_FUNCTION void operator()(Index g) const {
     const Index first = groups.begin(g), last = groups.end(g);
-    const Index begin = assignments.begin(first),
-                end = first < last ? assignments.end(last - 1) : begin;
+    const Index begin = assignments.begin(first), end = first < last ? assignments.end(last - 1) : begin;
     const Index limit = capacity.limit(last - first, k, experts);
-    Index *queue = used.data() + g * experts;
+    Index* queue = used.data() + g * experts;
     if (capacity.priority == Priority::choice) {
       Index longest = 0;
       for (Index t = first; t < last; ++t) {
@@ -141,47 +130,37 @@ template <class Real, class Space, class Capacity> struct KeepInGroup {
       }
       for (Index choice = 0; choice < longest; ++choice) {
         for (Index t = first; t < last; ++t) {
-          if (assignments.begin(t) + choice < assignments.end(t))
-            take(assignments.begin(t) + choice, limit, queue);
+          if (assignments.begin(t) + choice < assignments.end(t)) take(assignments.begin(t) + choice, limit, queue);
         }
       }
     } else if (capacity.priority == Priority::score) {
-      for (Index a = begin; a < end; ++a)
-        order(a) = a;
+      for (Index a = begin; a < end; ++a) order(a) = a;
       sort(begin, end);
-      for (Index i = begin; i < end; ++i)
-        take(order(i), limit, queue);
+      for (Index i = begin; i < end; ++i) take(order(i), limit, queue);
     } else {
-      for (Index a = begin; a < end; ++a)
-        take(a, limit, queue);
+      for (Index a = begin; a < end; ++a) take(a, limit, queue);
     }
   }
 };
 
 /// Marks in `kept` (A) the assignments that the capacity lets through.
 template <class T, class Real, class Space, class Mode>
-void keep(Context<Space> &ctx, const CapacityPolicy<Mode> &capacity,
-          const Assignments<Real, Space> &assignments,
-          const Batch<T, Space> &batch, Index experts, double k,
-          const Vector<std::uint8_t, Space> &kept) {
+void keep(Context<Space>& ctx, const CapacityPolicy<Mode>& capacity, const Assignments<Real, Space>& assignments,
+          const Batch<T, Space>& batch, Index experts, double k, const Vector<std::uint8_t, Space>& kept) {
   capacity.check();
   const auto groups = detail::groups(capacity.scope, batch);
   typename Context<Space>::Scratch scratch(ctx);
-  const Index sorted =
-      capacity.priority == Priority::score ? assignments.bound : 0;
-  auto order = scratch.template vector<Index>(sorted),
-       merge = scratch.template vector<Index>(sorted);
+  const Index sorted = capacity.priority == Priority::score ? assignments.bound : 0;
+  auto order = scratch.template vector<Index>(sorted), merge = scratch.template vector<Index>(sorted);
   auto used = scratch.template vector<Index>(groups.count * experts);
   fill(ctx.space, used, Index(0));
   fill(ctx.space, kept, std::uint8_t(0));
-  Kokkos::parallel_for(
-      "moe::capacity",
-      Kokkos::RangePolicy<Space>(ctx.space, 0,
-                                 batch.tokens() == 0 ? 0 : groups.count),
-      KeepInGroup<Real, Space, CapacityPolicy<Mode>>{
-          capacity, groups, assignments, experts, k, order, merge, used, kept});
+  Kokkos::parallel_for("moe::capacity",
+                       Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens() == 0 ? 0 : groups.count),
+                       KeepInGroup<Real, Space, CapacityPolicy<Mode>>{capacity, groups, assignments, experts, k, order,
+                                                                      merge, used, kept});
 }
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

@@ -13,55 +13,49 @@ MOE_NAMESPACE_BEGIN
 /// Fills `plan` from a routing's assignments under a capacity. Integer work
 /// only: the same plan for any thread count.
 template <class T, class Real, class Space, class Mode>
-void dispatch(Context<Space> &ctx, const Assignments<Real, Space> &assignments,
-              const Batch<T, Space> &batch, Index experts,
-              const CapacityPolicy<Mode> &capacity, DispatchPlan<Space> &plan);
+void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, const Batch<T, Space>& batch,
+              Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan);
 
 /// rows(r) = x(row_token(r)); zeros in padding rows. x (T, H), rows (R, H).
 /// Rows behind the last expert stay as they are.
 template <class T, class Space>
-void gather(Context<Space> &ctx, const Matrix<const T, Space> &x,
-            const DispatchPlan<Space> &plan, const Matrix<T, Space> &rows);
+void gather(Context<Space>& ctx, const Matrix<const T, Space>& x, const DispatchPlan<Space>& plan,
+            const Matrix<T, Space>& rows);
 
 /// For teaching and tests: GShard's (T, E, C) mask of one group, 1 where token
 /// t sits at place c of expert e.
 template <class Space>
-Tensor3<float, Space> dispatch_mask(Context<Space> &ctx,
-                                    const DispatchPlan<Space> &plan,
-                                    Index capacity);
+Tensor3<float, Space> dispatch_mask(Context<Space>& ctx, const DispatchPlan<Space>& plan, Index capacity);
 
 namespace detail {
 
-inline constexpr Index dispatch_chunk =
-    512; // tokens; fixed, so that chunks do not depend on threads
+inline constexpr Index dispatch_chunk = 512;  // tokens; fixed, so that chunks do not depend on threads
 
 /// How many live and routed assignments of each expert a chunk of tokens holds.
-template <class Real, class Space> struct CountChunk {
+template <class Real, class Space>
+struct CountChunk {
   Assignments<Real, Space> assignments;
-  Vector<const std::uint8_t, Space> kept; // (A), or empty: all
-  Matrix<Index, Space> live, routed;      // (chunks, E)
+  Vector<const std::uint8_t, Space> kept;  // (A), or empty: all
+  Matrix<Index, Space> live, routed;       // (chunks, E)
 
   KOKKOS_FUNCTION void operator()(Index chunk) const {
     const Index experts = live.extent(1);
-    for (Index e = 0; e < experts; ++e)
-      live(chunk, e) = routed(chunk, e) = 0;
+    for (Index e = 0; e < experts; ++e) live(chunk, e) = routed(chunk, e) = 0;
     const Index first = chunk * dispatch_chunk, next = first + dispatch_chunk;
     const Index last = next < assignments.tokens ? next : assignments.tokens;
-    for (Index a = assignments.begin(first); a < assignments.end(last - 1);
-         ++a) {
+    for (Index a = assignments.begin(first); a < assignments.end(last - 1); ++a) {
       const ExpertId e = assignments.expert(a);
-      if (e == no_expert)
-        continue;
+      if (e == no_expert) continue;
       ++routed(chunk, e);
-      if (kept.data() == nullptr || kept(a))
-        ++live(chunk, e);
+      if (kept.data() == nullptr || kept(a)) ++live(chunk, e);
     }
   }
 };
 
 /// Totals of each expert; live(chunk, e) becomes the number of earlier rows of
 /// e.
-template <class Space> struct ScanChunks {
+template <class Space>
+struct ScanChunks {
   Matrix<Index, Space> live, routed;
   DispatchPlan<Space> plan;
   KOKKOS_FUNCTION void operator()(Index e) const {
@@ -78,24 +72,24 @@ template <class Space> struct ScanChunks {
 };
 
 /// Exclusive offsets of experts: of their live rows, or of fixed extents.
-template <class Space> struct ExpertOffsets {
+template <class Space>
+struct ExpertOffsets {
   DispatchPlan<Space> plan;
-  Index fixed; // rows an expert, or -1
-  KOKKOS_FUNCTION void operator()(Index e, Index &sum, bool final) const {
+  Index fixed;  // rows an expert, or -1
+  KOKKOS_FUNCTION void operator()(Index e, Index& sum, bool final) const {
     sum += fixed < 0 ? plan.kept(e) : fixed;
-    if (!final)
-      return;
+    if (!final) return;
     plan.expert_offsets(e + 1) = sum;
-    if (e == 0)
-      plan.expert_offsets(0) = 0;
+    if (e == 0) plan.expert_offsets(0) = 0;
   }
 };
 
 /// Gives each live assignment of a chunk its row.
-template <class Real, class Space> struct PlaceChunk {
+template <class Real, class Space>
+struct PlaceChunk {
   Assignments<Real, Space> assignments;
   Vector<const std::uint8_t, Space> kept;
-  Matrix<Index, Space> next; // (chunks, E) rows already placed
+  Matrix<Index, Space> next;  // (chunks, E) rows already placed
   DispatchPlan<Space> plan;
 
   KOKKOS_FUNCTION void operator()(Index chunk) const {
@@ -104,8 +98,7 @@ template <class Real, class Space> struct PlaceChunk {
     for (Index t = first; t < last; ++t) {
       for (Index a = assignments.begin(t); a < assignments.end(t); ++a) {
         const ExpertId e = assignments.expert(a);
-        if (e == no_expert || (kept.data() != nullptr && !kept(a)))
-          continue;
+        if (e == no_expert || (kept.data() != nullptr && !kept(a))) continue;
         const Index row = plan.expert_offsets(e) + next(chunk, e)++;
         plan.row_token(row) = t;
         plan.row_assignment(row) = a;
@@ -116,69 +109,63 @@ template <class Real, class Space> struct PlaceChunk {
 };
 
 /// Offsets of each token's live rows.
-template <class Real, class Space> struct TokenOffsets {
+template <class Real, class Space>
+struct TokenOffsets {
   Assignments<Real, Space> assignments;
   DispatchPlan<Space> plan;
-  KOKKOS_FUNCTION void operator()(Index t, Index &sum, bool final) const {
-    for (Index a = assignments.begin(t); a < assignments.end(t); ++a)
-      sum += plan.assignment_row(a) >= 0 ? 1 : 0;
-    if (!final)
-      return;
+  KOKKOS_FUNCTION void operator()(Index t, Index& sum, bool final) const {
+    for (Index a = assignments.begin(t); a < assignments.end(t); ++a) sum += plan.assignment_row(a) >= 0 ? 1 : 0;
+    if (!final) return;
     plan.token_offsets(t + 1) = sum;
-    if (t == 0)
-      plan.token_offsets(0) = 0;
+    if (t == 0) plan.token_offsets(0) = 0;
   }
 };
 
-template <class Real, class Space> struct TokenRows {
+template <class Real, class Space>
+struct TokenRows {
   Assignments<Real, Space> assignments;
   DispatchPlan<Space> plan;
   KOKKOS_FUNCTION void operator()(Index t) const {
     Index next = plan.token_offsets(t);
     for (Index a = assignments.begin(t); a < assignments.end(t); ++a) {
-      if (plan.assignment_row(a) >= 0)
-        plan.token_rows(next++) = plan.assignment_row(a);
+      if (plan.assignment_row(a) >= 0) plan.token_rows(next++) = plan.assignment_row(a);
     }
   }
 };
 
-template <class T, class Space> struct GatherRow {
+template <class T, class Space>
+struct GatherRow {
   Matrix<const T, Space> x;
   DispatchPlan<Space> plan;
   Matrix<T, Space> rows;
   KOKKOS_FUNCTION void operator()(Index r) const {
-    if (r >= plan.expert_offsets(plan.experts))
-      return;
+    if (r >= plan.expert_offsets(plan.experts)) return;
     const Index t = plan.row_token(r);
     const Index hidden = rows.extent(1);
-    T *to = rows.data() + r * hidden;
+    T* to = rows.data() + r * hidden;
     if (t < 0) {
-      for (Index h = 0; h < hidden; ++h)
-        to[h] = T(0);
+      for (Index h = 0; h < hidden; ++h) to[h] = T(0);
     } else {
-      const T *from = x.data() + t * hidden;
-      for (Index h = 0; h < hidden; ++h)
-        to[h] = from[h];
+      const T* from = x.data() + t * hidden;
+      for (Index h = 0; h < hidden; ++h) to[h] = from[h];
     }
   }
 };
 
-template <class Space> struct MaskRow {
+template <class Space>
+struct MaskRow {
   DispatchPlan<Space> plan;
   Tensor3<float, Space> mask;
   KOKKOS_FUNCTION void operator()(Index e) const {
-    for (Index r = plan.expert_offsets(e); r < plan.expert_offsets(e + 1);
-         ++r) {
+    for (Index r = plan.expert_offsets(e); r < plan.expert_offsets(e + 1); ++r) {
       const Index place = r - plan.expert_offsets(e);
-      if (plan.row_token(r) >= 0 && place < Index(mask.extent(2)))
-        mask(plan.row_token(r), e, place) = 1;
+      if (plan.row_token(r) >= 0 && place < Index(mask.extent(2))) mask(plan.row_token(r), e, place) = 1;
     }
   }
 };
 
 template <class Real, class Space>
-void shape_plan(const Assignments<Real, Space> &assignments, Index experts,
-                Index rows, DispatchPlan<Space> &plan) {
+void shape_plan(const Assignments<Real, Space>& assignments, Index experts, Index rows, DispatchPlan<Space>& plan) {
   plan.tokens = assignments.tokens;
   plan.experts = experts;
   plan.rows = rows;
@@ -192,19 +179,16 @@ void shape_plan(const Assignments<Real, Space> &assignments, Index experts,
   shape(plan.kept, "moe::kept", experts);
 }
 
-} // namespace detail
+}  // namespace detail
 
 template <class T, class Real, class Space, class Mode>
-void dispatch(Context<Space> &ctx, const Assignments<Real, Space> &assignments,
-              const Batch<T, Space> &batch, Index experts,
-              const CapacityPolicy<Mode> &capacity, DispatchPlan<Space> &plan) {
+void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, const Batch<T, Space>& batch,
+              Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan) {
   using Range = Kokkos::RangePolicy<Space>;
   using Policy = CapacityPolicy<Mode>;
   const Index tokens = assignments.tokens;
-  const double k =
-      assignments.uniform_k != 0
-          ? double(assignments.uniform_k)
-          : double(assignments.bound) / double(tokens == 0 ? 1 : tokens);
+  const double k = assignments.uniform_k != 0 ? double(assignments.uniform_k)
+                                              : double(assignments.bound) / double(tokens == 0 ? 1 : tokens);
   Index fixed = -1, rows = assignments.bound;
   if constexpr (Policy::pads) {
     const auto groups = detail::groups(capacity.scope, batch);
@@ -220,47 +204,38 @@ void dispatch(Context<Space> &ctx, const Assignments<Real, Space> &assignments,
     kept = scratch.template vector<std::uint8_t>(assignments.bound);
     detail::keep(ctx, capacity, assignments, batch, experts, k, kept);
   }
-  const Index chunks =
-      (tokens + detail::dispatch_chunk - 1) / detail::dispatch_chunk;
+  const Index chunks = (tokens + detail::dispatch_chunk - 1) / detail::dispatch_chunk;
   auto live = scratch.template matrix<Index>(chunks, experts);
   auto routed = scratch.template matrix<Index>(chunks, experts);
   detail::fill(ctx.space, plan.assignment_row, Index(-1));
   detail::fill(ctx.space, plan.row_token, Index(-1));
   detail::fill(ctx.space, plan.row_assignment, Index(-1));
   detail::fill(ctx.space, plan.token_offsets, Index(0));
-  Kokkos::parallel_for(
-      "moe::dispatch::count", Range(ctx.space, 0, chunks),
-      detail::CountChunk<Real, Space>{assignments, kept, live, routed});
+  Kokkos::parallel_for("moe::dispatch::count", Range(ctx.space, 0, chunks),
+                       detail::CountChunk<Real, Space>{assignments, kept, live, routed});
   Kokkos::parallel_for("moe::dispatch::totals", Range(ctx.space, 0, experts),
                        detail::ScanChunks<Space>{live, routed, plan});
   Kokkos::parallel_scan("moe::dispatch::offsets", Range(ctx.space, 0, experts),
                         detail::ExpertOffsets<Space>{plan, fixed});
-  Kokkos::parallel_for(
-      "moe::dispatch::place", Range(ctx.space, 0, chunks),
-      detail::PlaceChunk<Real, Space>{assignments, kept, live, plan});
-  Kokkos::parallel_scan("moe::dispatch::token_offsets",
-                        Range(ctx.space, 0, tokens),
+  Kokkos::parallel_for("moe::dispatch::place", Range(ctx.space, 0, chunks),
+                       detail::PlaceChunk<Real, Space>{assignments, kept, live, plan});
+  Kokkos::parallel_scan("moe::dispatch::token_offsets", Range(ctx.space, 0, tokens),
                         detail::TokenOffsets<Real, Space>{assignments, plan});
   Kokkos::parallel_for("moe::dispatch::token_rows", Range(ctx.space, 0, tokens),
                        detail::TokenRows<Real, Space>{assignments, plan});
 }
 
 template <class T, class Space>
-void gather(Context<Space> &ctx, const Matrix<const T, Space> &x,
-            const DispatchPlan<Space> &plan, const Matrix<T, Space> &rows) {
-  Kokkos::parallel_for("moe::gather",
-                       Kokkos::RangePolicy<Space>(ctx.space, 0, plan.rows),
+void gather(Context<Space>& ctx, const Matrix<const T, Space>& x, const DispatchPlan<Space>& plan,
+            const Matrix<T, Space>& rows) {
+  Kokkos::parallel_for("moe::gather", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.rows),
                        detail::GatherRow<T, Space>{x, plan, rows});
 }
 
 template <class Space>
-Tensor3<float, Space> dispatch_mask(Context<Space> &ctx,
-                                    const DispatchPlan<Space> &plan,
-                                    Index capacity) {
-  Tensor3<float, Space> mask("moe::dispatch_mask", plan.tokens, plan.experts,
-                             capacity);
-  Kokkos::parallel_for("moe::dispatch_mask",
-                       Kokkos::RangePolicy<Space>(ctx.space, 0, plan.experts),
+Tensor3<float, Space> dispatch_mask(Context<Space>& ctx, const DispatchPlan<Space>& plan, Index capacity) {
+  Tensor3<float, Space> mask("moe::dispatch_mask", plan.tokens, plan.experts, capacity);
+  Kokkos::parallel_for("moe::dispatch_mask", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.experts),
                        detail::MaskRow<Space>{plan, mask});
   return mask;
 }

@@ -14,10 +14,12 @@ MOE_NAMESPACE_BEGIN
 struct ReLU {
   using policy = kind::activation;
   static constexpr bool gated = false;
-  template <class Real> KOKKOS_FUNCTION static Real value(Real x) {
+  template <class Real>
+  KOKKOS_FUNCTION static Real value(Real x) {
     return x > Real(0) ? x : Real(0);
   }
-  template <class Real> KOKKOS_FUNCTION static Real derivative(Real x) {
+  template <class Real>
+  KOKKOS_FUNCTION static Real derivative(Real x) {
     return x > Real(0) ? Real(1) : Real(0);
   }
 };
@@ -26,11 +28,12 @@ struct ReLU {
 struct GELU {
   using policy = kind::activation;
   static constexpr bool gated = false;
-  template <class Real> KOKKOS_FUNCTION static Real value(Real x) {
-    return Real(0.5) * x *
-           (Real(1) + Kokkos::erf(x * Real(0.7071067811865476)));
+  template <class Real>
+  KOKKOS_FUNCTION static Real value(Real x) {
+    return Real(0.5) * x * (Real(1) + Kokkos::erf(x * Real(0.7071067811865476)));
   }
-  template <class Real> KOKKOS_FUNCTION static Real derivative(Real x) {
+  template <class Real>
+  KOKKOS_FUNCTION static Real derivative(Real x) {
     return Real(0.5) * (Real(1) + Kokkos::erf(x * Real(0.7071067811865476))) +
            x * Real(0.3989422804014327) * Kokkos::exp(Real(-0.5) * x * x);
   }
@@ -40,10 +43,12 @@ struct GELU {
 struct SiLU {
   using policy = kind::activation;
   static constexpr bool gated = false;
-  template <class Real> KOKKOS_FUNCTION static Real value(Real x) {
+  template <class Real>
+  KOKKOS_FUNCTION static Real value(Real x) {
     return x / (Real(1) + Kokkos::exp(-x));
   }
-  template <class Real> KOKKOS_FUNCTION static Real derivative(Real x) {
+  template <class Real>
+  KOKKOS_FUNCTION static Real derivative(Real x) {
     const Real s = Real(1) / (Real(1) + Kokkos::exp(-x));
     return s * (Real(1) + x * (Real(1) - s));
   }

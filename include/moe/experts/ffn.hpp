@@ -13,9 +13,9 @@ MOE_NAMESPACE_BEGIN
 
 /// Sizes experts are built for.
 struct ExpertShape {
-  Index experts = 0;      ///< E
-  Index hidden = 0;       ///< H
-  Index intermediate = 0; ///< I
+  Index experts = 0;       ///< E
+  Index hidden = 0;        ///< H
+  Index intermediate = 0;  ///< I
 };
 
 /// An FFN without biases, and one with a bias in each projection.
@@ -34,14 +34,15 @@ struct ExpertFFN {
   static constexpr bool gated = Activation::gated;
   static constexpr bool biased = std::is_same_v<BiasChoice, Bias>;
 
-  template <class T, class Space> struct Parameters {
-    Tensor3<T, Space>
-        up; ///< (E, 2I, H) gate above up where gated, else (E, I, H)
-    Tensor3<T, Space> down;     ///< (E, H, I)
-    Matrix<T, Space> up_bias;   ///< (E, 2I) or (E, I), where biased
-    Matrix<T, Space> down_bias; ///< (E, H), where biased
+  template <class T, class Space>
+  struct Parameters {
+    Tensor3<T, Space> up;        ///< (E, 2I, H) gate above up where gated, else (E, I, H)
+    Tensor3<T, Space> down;      ///< (E, H, I)
+    Matrix<T, Space> up_bias;    ///< (E, 2I) or (E, I), where biased
+    Matrix<T, Space> down_bias;  ///< (E, H), where biased
 
-    template <class F, class... Same> static void visit(F &&f, Same &...same) {
+    template <class F, class... Same>
+    static void visit(F&& f, Same&... same) {
       f(gated ? "gate_up_proj" : "up_proj", same.up...);
       f("down_proj", same.down...);
       if constexpr (biased) {
@@ -52,128 +53,99 @@ struct ExpertFFN {
   };
 
   /// What backward needs: the activation is recomputed from it.
-  template <class T, class Space> struct Saved {
-    Matrix<T, Space> up; ///< (R, 2I) or (R, I) before the activation
+  template <class T, class Space>
+  struct Saved {
+    Matrix<T, Space> up;  ///< (R, 2I) or (R, I) before the activation
   };
 
   template <class T, class Space>
-  Parameters<T, Space> parameters(const ExpertShape &shape) const {
-    detail::require<ConfigError>(
-        shape.experts > 0 && shape.hidden > 0 && shape.intermediate > 0,
-        "moe::ExpertFFN: ", shape.experts, " experts, hidden ", shape.hidden,
-        ", intermediate ", shape.intermediate, "; all must be positive.");
+  Parameters<T, Space> parameters(const ExpertShape& shape) const {
+    detail::require<ConfigError>(shape.experts > 0 && shape.hidden > 0 && shape.intermediate > 0,
+                                 "moe::ExpertFFN: ", shape.experts, " experts, hidden ", shape.hidden,
+                                 ", intermediate ", shape.intermediate, "; all must be positive.");
     const Index width = (gated ? 2 : 1) * shape.intermediate;
     Parameters<T, Space> p;
-    p.up =
-        Tensor3<T, Space>("moe::up_proj", shape.experts, width, shape.hidden);
-    p.down = Tensor3<T, Space>("moe::down_proj", shape.experts, shape.hidden,
-                               shape.intermediate);
+    p.up = Tensor3<T, Space>("moe::up_proj", shape.experts, width, shape.hidden);
+    p.down = Tensor3<T, Space>("moe::down_proj", shape.experts, shape.hidden, shape.intermediate);
     if constexpr (biased) {
       p.up_bias = Matrix<T, Space>("moe::up_proj_bias", shape.experts, width);
-      p.down_bias =
-          Matrix<T, Space>("moe::down_proj_bias", shape.experts, shape.hidden);
+      p.down_bias = Matrix<T, Space>("moe::down_proj_bias", shape.experts, shape.hidden);
     }
     return p;
   }
 
   /// rows (R, H) to out (R, H), sorted by expert as `plan` says.
   template <class T, class Space>
-  void forward(Context<Space> &ctx, const Matrix<T, Space> &rows,
-               const DispatchPlan<Space> &plan, const Parameters<T, Space> &p,
-               const Matrix<T, Space> &out, Saved<T, Space> &saved) const {
+  void forward(Context<Space>& ctx, const Matrix<T, Space>& rows, const DispatchPlan<Space>& plan,
+               const Parameters<T, Space>& p, const Matrix<T, Space>& out, Saved<T, Space>& saved) const {
     using M = Matrix<const T, Space>;
     using W = Tensor3<const T, Space>;
     const Index r = rows.extent(0), inner = p.down.extent(2);
     detail::shape(saved.up, "moe::up", r, p.up.extent(1));
     typename Context<Space>::Scratch scratch(ctx);
     auto hidden = scratch.template matrix<T>(r, inner);
-    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(rows),
-                                       W(p.up), saved.up);
-    if constexpr (biased)
-      add_bias(ctx, plan, p.up_bias, saved.up);
-    run(ctx, r,
-        detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden});
-    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets,
-                                       M(hidden), W(p.down), out);
-    if constexpr (biased)
-      add_bias(ctx, plan, p.down_bias, out);
+    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up), saved.up);
+    if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
+    run(ctx, r, detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden});
+    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(hidden), W(p.down), out);
+    if constexpr (biased) add_bias(ctx, plan, p.down_bias, out);
   }
 
   /// From dout (R, H), the gradient of out, to drows (R, H), overwritten. Adds
   /// into gradients.
   template <class T, class Space>
-  void backward(Context<Space> &ctx, const Matrix<T, Space> &dout,
-                const DispatchPlan<Space> &plan, const Parameters<T, Space> &p,
-                const Matrix<T, Space> &rows, const Saved<T, Space> &saved,
-                const Matrix<T, Space> &drows,
-                Parameters<T, Space> &gradients) const {
-    pull(ctx, dout, Vector<RouterReal<T>, Space>{}, plan, p, rows, saved, drows,
-         Vector<RouterReal<T>, Space>{}, gradients);
+  void backward(Context<Space>& ctx, const Matrix<T, Space>& dout, const DispatchPlan<Space>& plan,
+                const Parameters<T, Space>& p, const Matrix<T, Space>& rows, const Saved<T, Space>& saved,
+                const Matrix<T, Space>& drows, Parameters<T, Space>& gradients) const {
+    pull(ctx, dout, Vector<RouterReal<T>, Space>{}, plan, p, rows, saved, drows, Vector<RouterReal<T>, Space>{},
+         gradients);
   }
 
   /// The same where row r entered the layer's output times weight(r): dy (R, H)
   /// is the gradient of that sum, and dweight(r) = dy . out(r) is found as (dy
   /// W_down) . hidden, without out. dy is used up.
   template <class T, class Real, class Space>
-  void
-  backward_weighted(Context<Space> &ctx, const Matrix<T, Space> &dy,
-                    const Vector<Real, Space> &weight,
-                    const DispatchPlan<Space> &plan,
-                    const Parameters<T, Space> &p, const Matrix<T, Space> &rows,
-                    const Saved<T, Space> &saved, const Matrix<T, Space> &drows,
-                    const Vector<Real, Space> &dweight,
-                    Parameters<T, Space> &gradients) const {
+  void backward_weighted(Context<Space>& ctx, const Matrix<T, Space>& dy, const Vector<Real, Space>& weight,
+                         const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& rows,
+                         const Saved<T, Space>& saved, const Matrix<T, Space>& drows,
+                         const Vector<Real, Space>& dweight, Parameters<T, Space>& gradients) const {
     pull(ctx, dy, weight, plan, p, rows, saved, drows, dweight, gradients);
   }
 
-private:
+ private:
   template <class Space, class Functor>
-  static void run(Context<Space> &ctx, Index items, const Functor &functor) {
-    Kokkos::parallel_for("moe::ExpertFFN",
-                         Kokkos::RangePolicy<Space>(ctx.space, 0, items),
-                         functor);
+  static void run(Context<Space>& ctx, Index items, const Functor& functor) {
+    Kokkos::parallel_for("moe::ExpertFFN", Kokkos::RangePolicy<Space>(ctx.space, 0, items), functor);
   }
 
   template <class T, class Space>
-  static void add_bias(Context<Space> &ctx, const DispatchPlan<Space> &plan,
-                       const Matrix<T, Space> &bias,
-                       const Matrix<T, Space> &out) {
-    run(ctx, Index(out.extent(0)),
-        detail::AddBiasRow<T, Space>{plan, bias, out});
+  static void add_bias(Context<Space>& ctx, const DispatchPlan<Space>& plan, const Matrix<T, Space>& bias,
+                       const Matrix<T, Space>& out) {
+    run(ctx, Index(out.extent(0)), detail::AddBiasRow<T, Space>{plan, bias, out});
   }
 
   template <class T, class Real, class Space>
-  void pull(Context<Space> &ctx, const Matrix<T, Space> &dy,
-            const Vector<Real, Space> &weight, const DispatchPlan<Space> &plan,
-            const Parameters<T, Space> &p, const Matrix<T, Space> &rows,
-            const Saved<T, Space> &saved, const Matrix<T, Space> &drows,
-            const Vector<Real, Space> &dweight,
-            Parameters<T, Space> &gradients) const {
+  void pull(Context<Space>& ctx, const Matrix<T, Space>& dy, const Vector<Real, Space>& weight,
+            const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& rows,
+            const Saved<T, Space>& saved, const Matrix<T, Space>& drows, const Vector<Real, Space>& dweight,
+            Parameters<T, Space>& gradients) const {
     using M = Matrix<const T, Space>;
     using W = Tensor3<const T, Space>;
     const Index r = rows.extent(0), inner = p.down.extent(2);
-    const auto &offsets = plan.expert_offsets;
+    const auto& offsets = plan.expert_offsets;
     typename Context<Space>::Scratch scratch(ctx);
-    auto hidden = scratch.template matrix<T>(r, inner),
-         dhidden = scratch.template matrix<T>(r, inner);
+    auto hidden = scratch.template matrix<T>(r, inner), dhidden = scratch.template matrix<T>(r, inner);
     auto dup = scratch.template matrix<T>(r, p.up.extent(1));
-    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dy),
-                                             W(p.down), dhidden);
+    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dy), W(p.down), dhidden);
     run(ctx, r,
-        detail::PullRow<Activation, T, Real, Space>{
-            plan, saved.up, dhidden, dy, weight, dweight,
-            biased ? p.down_bias : Matrix<T, Space>{}, hidden, dup});
-    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dy),
-                                               M(hidden), gradients.down);
-    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dup),
-                                               M(rows), gradients.up);
-    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dup),
-                                             W(p.up), drows);
+        detail::PullRow<Activation, T, Real, Space>{plan, saved.up, dhidden, dy, weight, dweight,
+                                                    biased ? p.down_bias : Matrix<T, Space>{}, hidden, dup});
+    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dy), M(hidden), gradients.down);
+    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dup), M(rows), gradients.up);
+    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dup), W(p.up), drows);
     if constexpr (biased) {
-      run(ctx, Index(gradients.down_bias.size()),
-          detail::BiasGradient<T, Space>{plan, dy, gradients.down_bias});
-      run(ctx, Index(gradients.up_bias.size()),
-          detail::BiasGradient<T, Space>{plan, dup, gradients.up_bias});
+      run(ctx, Index(gradients.down_bias.size()), detail::BiasGradient<T, Space>{plan, dy, gradients.down_bias});
+      run(ctx, Index(gradients.up_bias.size()), detail::BiasGradient<T, Space>{plan, dup, gradients.up_bias});
     }
   }
 };

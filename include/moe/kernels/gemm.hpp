@@ -18,7 +18,7 @@ namespace kernels {
 namespace detail {
 
 template <class Space, class Product>
-void run(const Space &space, const Product &product) {
+void run(const Space& space, const Product& product) {
   if constexpr (on_host<Space>) {
     cpu::multiply(space, product);
   } else {
@@ -26,86 +26,66 @@ void run(const Space &space, const Product &product) {
   }
 }
 
-} // namespace detail
+}  // namespace detail
 
 /// out_e = rows_e weight_e^T. rows (R, K), weight (E, N, K), out (R, N)
 /// overwritten in the experts' rows.
 template <class T, class Space>
-void grouped_forward(const Space &space,
-                     const Vector<Index, Space> &expert_offsets,
-                     const Matrix<const T, Space> &rows,
-                     const Tensor3<const T, Space> &weight,
-                     const Matrix<T, Space> &out) {
+void grouped_forward(const Space& space, const Vector<Index, Space>& expert_offsets, const Matrix<const T, Space>& rows,
+                     const Tensor3<const T, Space>& weight, const Matrix<T, Space>& out) {
   const Index n = weight.extent(1), k = weight.extent(2);
-  detail::run(space, Product<T>::over_rows(
-                         expert_offsets.data(), weight.extent(0),
-                         rows.extent(0), n, k, {rows.data(), k, 1, 0},
-                         {weight.data(), k, 1, n * k}, out.data(), false));
+  detail::run(space, Product<T>::over_rows(expert_offsets.data(), weight.extent(0), rows.extent(0), n, k,
+                                           {rows.data(), k, 1, 0}, {weight.data(), k, 1, n * k}, out.data(), false));
 }
 
 /// drows_e = dout_e weight_e. dout (R, N), weight (E, N, K), drows (R, K)
 /// overwritten in the experts' rows.
 template <class T, class Space>
-void grouped_backward_rows(const Space &space,
-                           const Vector<Index, Space> &expert_offsets,
-                           const Matrix<const T, Space> &dout,
-                           const Tensor3<const T, Space> &weight,
-                           const Matrix<T, Space> &drows) {
+void grouped_backward_rows(const Space& space, const Vector<Index, Space>& expert_offsets,
+                           const Matrix<const T, Space>& dout, const Tensor3<const T, Space>& weight,
+                           const Matrix<T, Space>& drows) {
   const Index n = weight.extent(1), k = weight.extent(2);
-  detail::run(space, Product<T>::over_rows(
-                         expert_offsets.data(), weight.extent(0),
-                         dout.extent(0), k, n, {dout.data(), n, 1, 0},
-                         {weight.data(), 1, k, n * k}, drows.data(), false));
+  detail::run(space, Product<T>::over_rows(expert_offsets.data(), weight.extent(0), dout.extent(0), k, n,
+                                           {dout.data(), n, 1, 0}, {weight.data(), 1, k, n * k}, drows.data(), false));
 }
 
 /// dweight_e += dout_e^T rows_e. dout (R, N), rows (R, K), dweight (E, N, K);
 /// experts without rows add nothing.
 template <class T, class Space>
-void grouped_backward_weight(const Space &space,
-                             const Vector<Index, Space> &expert_offsets,
-                             const Matrix<const T, Space> &dout,
-                             const Matrix<const T, Space> &rows,
-                             const Tensor3<T, Space> &dweight) {
+void grouped_backward_weight(const Space& space, const Vector<Index, Space>& expert_offsets,
+                             const Matrix<const T, Space>& dout, const Matrix<const T, Space>& rows,
+                             const Tensor3<T, Space>& dweight) {
   const Index n = dweight.extent(1), k = dweight.extent(2);
-  detail::run(space,
-              Product<T>::over_sum(expert_offsets.data(), dweight.extent(0), n,
-                                   k, {dout.data(), 1, n, 0},
-                                   {rows.data(), 1, k, 0}, dweight.data()));
+  detail::run(space, Product<T>::over_sum(expert_offsets.data(), dweight.extent(0), n, k, {dout.data(), 1, n, 0},
+                                          {rows.data(), 1, k, 0}, dweight.data()));
 }
 
 /// out = x w^T. x (T, K), w (N, K), out (T, N) overwritten.
 template <class T, class Space>
-void dense_forward(const Space &space, const Matrix<const T, Space> &x,
-                   const Matrix<const T, Space> &w,
-                   const Matrix<T, Space> &out) {
+void dense_forward(const Space& space, const Matrix<const T, Space>& x, const Matrix<const T, Space>& w,
+                   const Matrix<T, Space>& out) {
   const Index n = w.extent(0), k = w.extent(1);
-  detail::run(space, Product<T>::dense(x.extent(0), n, k, {x.data(), k, 1, 0},
-                                       {w.data(), k, 1, 0}, out.data(), false));
+  detail::run(space, Product<T>::dense(x.extent(0), n, k, {x.data(), k, 1, 0}, {w.data(), k, 1, 0}, out.data(), false));
 }
 
 /// dx = dout w, or dx += dout w. dout (T, N), w (N, K), dx (T, K).
 template <class T, class Space>
-void dense_backward_rows(const Space &space, const Matrix<const T, Space> &dout,
-                         const Matrix<const T, Space> &w,
-                         const Matrix<T, Space> &dx, bool accumulate) {
+void dense_backward_rows(const Space& space, const Matrix<const T, Space>& dout, const Matrix<const T, Space>& w,
+                         const Matrix<T, Space>& dx, bool accumulate) {
   const Index n = w.extent(0), k = w.extent(1);
-  detail::run(space,
-              Product<T>::dense(dout.extent(0), k, n, {dout.data(), n, 1, 0},
-                                {w.data(), 1, k, 0}, dx.data(), accumulate));
+  detail::run(space, Product<T>::dense(dout.extent(0), k, n, {dout.data(), n, 1, 0}, {w.data(), 1, k, 0}, dx.data(),
+                                       accumulate));
 }
 
 /// dw += dout^T x. dout (T, N), x (T, K), dw (N, K).
 template <class T, class Space>
-void dense_backward_weight(const Space &space,
-                           const Matrix<const T, Space> &dout,
-                           const Matrix<const T, Space> &x,
-                           const Matrix<T, Space> &dw) {
+void dense_backward_weight(const Space& space, const Matrix<const T, Space>& dout, const Matrix<const T, Space>& x,
+                           const Matrix<T, Space>& dw) {
   const Index n = dw.extent(0), k = dw.extent(1);
   detail::run(space,
-              Product<T>::dense(n, k, dout.extent(0), {dout.data(), 1, n, 0},
-                                {x.data(), 1, k, 0}, dw.data(), true));
+              Product<T>::dense(n, k, dout.extent(0), {dout.data(), 1, n, 0}, {x.data(), 1, k, 0}, dw.data(), true));
 }
 
-} // namespace kernels
+}  // namespace kernels
 
 MOE_NAMESPACE_END

@@ -11,34 +11,33 @@ namespace kernels {
 
 /// An operand: element (i, k) of expert e stands at data[e * expert_stride + i
 /// * row_stride + k * sum_stride].
-template <class T> struct Operand {
-  const T *data;
+template <class T>
+struct Operand {
+  const T* data;
   Index row_stride, sum_stride, expert_stride;
 };
 
 /// C_e (m, n) (+)= A_e (m, sum) B_e (n, sum)^T. The experts' offsets cut either
 /// the rows m (forward and the rows' gradient) or the sum (the weights'
 /// gradient); where there are none, it is one plain product.
-template <class T> struct Product {
-  const Index *offsets; // (E+1) on the device, or null
+template <class T>
+struct Product {
+  const Index* offsets;  // (E+1) on the device, or null
   Index experts;
-  Index m, n, sum; // of the operand that offsets do not cut; bounds otherwise
+  Index m, n, sum;  // of the operand that offsets do not cut; bounds otherwise
   Operand<T> a, b;
-  T *c; // row-major, n wide
+  T* c;  // row-major, n wide
   Index c_expert_stride;
   bool cut_sum, accumulate;
 
-  static Product over_rows(const Index *offsets, Index experts, Index rows,
-                           Index n, Index sum, Operand<T> a, Operand<T> b, T *c,
-                           bool accumulate) {
+  static Product over_rows(const Index* offsets, Index experts, Index rows, Index n, Index sum, Operand<T> a,
+                           Operand<T> b, T* c, bool accumulate) {
     return {offsets, experts, rows, n, sum, a, b, c, 0, false, accumulate};
   }
-  static Product over_sum(const Index *offsets, Index experts, Index m, Index n,
-                          Operand<T> a, Operand<T> b, T *c) {
+  static Product over_sum(const Index* offsets, Index experts, Index m, Index n, Operand<T> a, Operand<T> b, T* c) {
     return {offsets, experts, m, n, 0, a, b, c, m * n, true, true};
   }
-  static Product dense(Index m, Index n, Index sum, Operand<T> a, Operand<T> b,
-                       T *c, bool accumulate) {
+  static Product dense(Index m, Index n, Index sum, Operand<T> a, Operand<T> b, T* c, bool accumulate) {
     return {nullptr, 1, m, n, sum, a, b, c, 0, false, accumulate};
   }
 
@@ -48,8 +47,7 @@ template <class T> struct Product {
     p.a.data += e * a.expert_stride;
     p.b.data += e * b.expert_stride;
     p.c += e * c_expert_stride;
-    if (offsets == nullptr)
-      return p;
+    if (offsets == nullptr) return p;
     const Index begin = offsets[e], rows = offsets[e + 1] - begin;
     if (cut_sum) {
       p.a.data += begin * a.sum_stride;
@@ -64,6 +62,6 @@ template <class T> struct Product {
   }
 };
 
-} // namespace kernels
+}  // namespace kernels
 
 MOE_NAMESPACE_END

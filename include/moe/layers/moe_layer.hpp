@@ -18,13 +18,12 @@ MOE_NAMESPACE_BEGIN
 
 /// Sizes of a layer.
 struct MoEConfig {
-  Index hidden = 0;        ///< H
-  Index intermediate = 0;  ///< I, of one expert
-  Index experts = 0;       ///< E
-  Index router_hidden = 0; ///< width of Batch::router_input, where it is not H
-  std::uint32_t layer =
-      0; ///< number of the layer in its model: keys its random draws
-  double initial_scale = 1; ///< weights start as N(0, initial_scale^2 / fan_in)
+  Index hidden = 0;          ///< H
+  Index intermediate = 0;    ///< I, of one expert
+  Index experts = 0;         ///< E
+  Index router_hidden = 0;   ///< width of Batch::router_input, where it is not H
+  std::uint32_t layer = 0;   ///< number of the layer in its model: keys its random draws
+  double initial_scale = 1;  ///< weights start as N(0, initial_scale^2 / fan_in)
 };
 
 /// A mixture-of-experts layer composed of policies in any order.
@@ -39,38 +38,27 @@ struct MoEConfig {
 /// Defaults: Router<>, ExpertFFN<SwiGLU>, CapacityPolicy<Dropless>, Kokkos'
 /// default execution space, float. Tokens choose experts, rows are gathered,
 /// experts run on them, and y is the weighted sum plus the branches.
-template <class... Policies> class MoELayer {
+template <class... Policies>
+class MoELayer {
   static constexpr bool valid =
       (detail::CheckLayerPolicy<Policies>::valid && ... && true) &&
       detail::CheckLayerCounts<
-          detail::count_kind<kind::router, Policies...>,
-          detail::count_kind<kind::experts, Policies...>,
-          detail::count_kind<kind::capacity, Policies...>,
-          detail::count_kind<kind::space, Policies...>,
+          detail::count_kind<kind::router, Policies...>, detail::count_kind<kind::experts, Policies...>,
+          detail::count_kind<kind::capacity, Policies...>, detail::count_kind<kind::space, Policies...>,
           detail::count_kind<kind::precision, Policies...>>::valid;
   template <class P, class Default>
   using Valid = std::conditional_t<detail::fits_layer<P>, P, Default>;
 
-public:
+ public:
   using Config = MoEConfig;
-  using Router =
-      typename detail::Pick<kind::router, moe::Router<>, Policies...>::type;
-  using Experts = Valid<typename detail::Pick<kind::experts, ExpertFFN<SwiGLU>,
-                                              Policies...>::type,
-                        ExpertFFN<SwiGLU>>;
-  using Capacity =
-      typename detail::Pick<kind::capacity, CapacityPolicy<Dropless>,
-                            Policies...>::type;
-  using Space =
-      typename detail::Pick<kind::space, On<Kokkos::DefaultExecutionSpace>,
-                            Policies...>::type::space;
-  using Scalar = typename detail::Pick<kind::precision, Precision<float>,
-                                       Policies...>::type::storage;
+  using Router = typename detail::Pick<kind::router, moe::Router<>, Policies...>::type;
+  using Experts = Valid<typename detail::Pick<kind::experts, ExpertFFN<SwiGLU>, Policies...>::type, ExpertFFN<SwiGLU>>;
+  using Capacity = typename detail::Pick<kind::capacity, CapacityPolicy<Dropless>, Policies...>::type;
+  using Space = typename detail::Pick<kind::space, On<Kokkos::DefaultExecutionSpace>, Policies...>::type::space;
+  using Scalar = typename detail::Pick<kind::precision, Precision<float>, Policies...>::type::storage;
   using Real = RouterReal<Scalar>;
-  using Branches =
-      typename detail::Filter<kind::branch, detail::List<>, Policies...>::type;
-  using Losses =
-      typename detail::Filter<kind::loss, detail::List<>, Policies...>::type;
+  using Branches = typename detail::Filter<kind::branch, detail::List<>, Policies...>::type;
+  using Losses = typename detail::Filter<kind::loss, detail::List<>, Policies...>::type;
 
   /// All trained arrays, under the names "router.*", "experts.*",
   /// "shared_experts.*". Also the type of gradients.
@@ -79,10 +67,10 @@ public:
     typename Experts::template Parameters<Scalar, Space> experts;
     detail::BranchParameters<Branches, Scalar, Space> branches;
 
-    template <class F, class... Same> static void visit(F &&f, Same &...same) {
+    template <class F, class... Same>
+    static void visit(F&& f, Same&... same) {
       decltype(router)::visit(detail::Prefixed{f, "router."}, same.router...);
-      decltype(experts)::visit(detail::Prefixed{f, "experts."},
-                               same.experts...);
+      decltype(experts)::visit(detail::Prefixed{f, "experts."}, same.experts...);
       decltype(branches)::visit(f, same.branches...);
     }
   };
@@ -95,7 +83,8 @@ public:
   /// Saved with the model, not trained: "router.balance_bias".
   struct Buffers {
     typename Router::template Buffers<Real, Space> router;
-    template <class F, class... Same> static void visit(F &&f, Same &...same) {
+    template <class F, class... Same>
+    static void visit(F&& f, Same&... same) {
       decltype(router)::visit(detail::Prefixed{f, "router."}, same.router...);
     }
   };
@@ -104,38 +93,35 @@ public:
   /// each microbatch in flight; reusable.
   struct Tape {
     Tape() = default;
-    Tape(Tape &&) = default;
-    Tape &operator=(Tape &&) = default;
+    Tape(Tape&&) = default;
+    Tape& operator=(Tape&&) = default;
 
     std::uint64_t owner = 0;
     Batch<Scalar, Space> batch;
     moe::Routing<Real, Space> routing;
-    Vector<Real, Space> weight; ///< (A) combine weights after drops
+    Vector<Real, Space> weight;  ///< (A) combine weights after drops
     DispatchPlan<Space> plan;
-    Matrix<Scalar, Space> rows; ///< (R, H) gathered tokens
-    Matrix<Scalar, Space> out;  ///< (R, H) what the experts gave
+    Matrix<Scalar, Space> rows;  ///< (R, H) gathered tokens
+    Matrix<Scalar, Space> out;   ///< (R, H) what the experts gave
     typename Experts::template Saved<Scalar, Space> experts;
     detail::BranchSaved<Branches, Scalar, Space> branches;
-    Vector<double, Space> losses; ///< (number of losses), coefficients included
+    Vector<double, Space> losses;  ///< (number of losses), coefficients included
     Matrix<Scalar, Space> y, dx;
     Matrix<Scalar, Space> drouter_input,
-        dbranch_input; ///< where the batch gave those inputs of their own
+        dbranch_input;  ///< where the batch gave those inputs of their own
 
     /// The sum of the layer's losses, coefficients included. Waits for the
     /// device.
     double loss() const {
       double sum = 0;
-      for (double value : loss_values())
-        sum += value;
+      for (double value : loss_values()) sum += value;
       return sum;
     }
     /// Each loss in the order of the layer's arguments. Waits for the device.
     std::vector<double> loss_values() const {
       std::vector<double> result(losses.extent(0));
-      Kokkos::View<double *, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(
-          result.data(), result.size());
-      if (!result.empty())
-        Kokkos::deep_copy(host, losses);
+      Kokkos::View<double*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
+      if (!result.empty()) Kokkos::deep_copy(host, losses);
       return result;
     }
   };
@@ -147,14 +133,9 @@ public:
   /// branches or losses with values of their own, and a Seed, in any order.
   /// Throws ConfigError for sizes that cannot work.
   template <class... Values>
-  explicit MoELayer(const Config &config, const Values &...values)
-      : config_(config) {
-    (detail::CheckLayerValue<Values,
-                             detail::one_of<Values, Policies..., Seed, Router,
-                                            Capacity, Experts>>{},
-     ...);
-    if constexpr ((detail::one_of<Values, std::tuple<Policies...>, Policies...,
-                                  Seed, Router, Capacity, Experts> &&
+  explicit MoELayer(const Config& config, const Values&... values) : config_(config) {
+    (detail::CheckLayerValue<Values, detail::one_of<Values, Policies..., Seed, Router, Capacity, Experts>>{}, ...);
+    if constexpr ((detail::one_of<Values, std::tuple<Policies...>, Policies..., Seed, Router, Capacity, Experts> &&
                    ...)) {
       (take(values), ...);
     }
@@ -163,21 +144,23 @@ public:
     const RouterShape router_shape = this->router_shape();
     parameters.router = router_.template parameters<Real, Space>(router_shape);
     parameters.experts = experts_.template parameters<Scalar, Space>(shape);
-    detail::allocate_branches(Branches{}, policies_, shape,
-                              parameters.branches);
+    detail::allocate_branches(Branches{}, policies_, shape, parameters.branches);
     buffers.router = router_.template buffers<Real, Space>(router_shape);
     initialise();
   }
-  MoELayer(const MoELayer &) = delete;
-  MoELayer &operator=(const MoELayer &) = delete;
-  MoELayer(MoELayer &&) = default;
-  MoELayer &operator=(MoELayer &&) = default;
+  MoELayer(const MoELayer&) = delete;
+  MoELayer& operator=(const MoELayer&) = delete;
+  MoELayer(MoELayer&&) = default;
+  MoELayer& operator=(MoELayer&&) = default;
 
-  const Config &config() const { return config_; }
-  const Router &router() const { return router_; }
-  const Capacity &capacity() const { return capacity_; }
+  const Config& config() const { return config_; }
+  const Router& router() const { return router_; }
+  const Capacity& capacity() const { return capacity_; }
   /// The value of one of its losses, branches or experts, to change in a sweep.
-  template <class P> P &get() { return std::get<P>(policies_); }
+  template <class P>
+  P& get() {
+    return std::get<P>(policies_);
+  }
 
   /// Fresh gradients, zero.
   Gradients gradients() const { return {detail::zeros_like(parameters), id_}; }
@@ -186,8 +169,7 @@ public:
   /// forward. Throws ShapeError where x does not fit; DataError for NaN logits
   /// (on host spaces; else at ctx.check()).
   template <class X>
-  Matrix<Scalar, Space> forward(Context<Space> &ctx, const X &x,
-                                Tape &tape) const {
+  Matrix<Scalar, Space> forward(Context<Space>& ctx, const X& x, Tape& tape) const {
     if constexpr (detail::is_token_matrix<X, Scalar, Space>) {
       Batch<Scalar, Space> batch;
       batch.x = x;
@@ -197,25 +179,18 @@ public:
       return {};
     }
   }
-  Matrix<Scalar, Space> forward(Context<Space> &ctx,
-                                const Batch<Scalar, Space> &batch,
-                                Tape &tape) const {
+  Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
     check(batch);
-    router_.forward(ctx, batch, parameters.router, buffers.router,
-                    config_.experts, tape.routing, config_.layer);
+    router_.forward(ctx, batch, parameters.router, buffers.router, config_.experts, tape.routing, config_.layer);
     return run(ctx, batch, tape);
   }
   /// With a routing made elsewhere: logits, scores and assignments are taken as
   /// they are.
-  Matrix<Scalar, Space> forward(Context<Space> &ctx,
-                                const Batch<Scalar, Space> &batch,
-                                const moe::Routing<Real, Space> &routing,
-                                Tape &tape) const {
+  Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch,
+                                const moe::Routing<Real, Space>& routing, Tape& tape) const {
     check(batch);
-    detail::require<ShapeError>(routing.assignments.tokens == batch.tokens(),
-                                "moe::MoELayer::forward: a routing of ",
-                                routing.assignments.tokens,
-                                " tokens for a batch of ", batch.tokens(), ".");
+    detail::require<ShapeError>(routing.assignments.tokens == batch.tokens(), "moe::MoELayer::forward: a routing of ",
+                                routing.assignments.tokens, " tokens for a batch of ", batch.tokens(), ".");
     tape.routing = routing;
     return run(ctx, batch, tape);
   }
@@ -223,7 +198,7 @@ public:
   /// Inference: leaves no tape. y is the context's: valid until this layer's
   /// next forward with it.
   template <class X>
-  Matrix<Scalar, Space> forward(Context<Space> &ctx, const X &x) const {
+  Matrix<Scalar, Space> forward(Context<Space>& ctx, const X& x) const {
     return forward(ctx, x, ctx.template kept<Tape>(id_));
   }
 
@@ -231,12 +206,10 @@ public:
   /// times loss_scale. dx is the tape's. Throws Error for a tape or gradients
   /// of another layer, or a tape without a forward.
   template <class DY>
-  Matrix<Scalar, Space> backward(Context<Space> &ctx, const DY &dy, Tape &tape,
-                                 Gradients &gradients,
+  Matrix<Scalar, Space> backward(Context<Space>& ctx, const DY& dy, Tape& tape, Gradients& gradients,
                                  double loss_scale = 1) const {
     if constexpr (detail::is_token_matrix<DY, Scalar, Space>) {
-      return pull(ctx, Matrix<const Scalar, Space>(dy), tape, gradients,
-                  loss_scale);
+      return pull(ctx, Matrix<const Scalar, Space>(dy), tape, gradients, loss_scale);
     } else {
       detail::CheckMatrix<DY, Scalar, Space>{};
       return {};
@@ -245,31 +218,27 @@ public:
 
   /// Moves the balancing bias, where there is one. Once an optimiser step, with
   /// the counts of all its microbatches.
-  void update_balance(const LoadStatistics<Space> &statistics) {
+  void update_balance(const LoadStatistics<Space>& statistics) {
     Context<Space> ctx;
     update_balance(ctx, statistics);
   }
-  void update_balance(Context<Space> &ctx,
-                      const LoadStatistics<Space> &statistics) {
-    detail::require<ShapeError>(
-        Index(statistics.counts().extent(0)) == config_.experts,
-        "moe::MoELayer::update_balance: counts of ",
-        statistics.counts().extent(0), " experts for a layer of ",
-        config_.experts, ". Call statistics.add(tape) first.");
-    router_.update_balance(ctx, buffers.router,
-                           Vector<const Index, Space>(statistics.counts()));
+  void update_balance(Context<Space>& ctx, const LoadStatistics<Space>& statistics) {
+    detail::require<ShapeError>(Index(statistics.counts().extent(0)) == config_.experts,
+                                "moe::MoELayer::update_balance: counts of ", statistics.counts().extent(0),
+                                " experts for a layer of ", config_.experts, ". Call statistics.add(tape) first.");
+    router_.update_balance(ctx, buffers.router, Vector<const Index, Space>(statistics.counts()));
   }
 
   /// Calls f(ParameterInfo, view) for every trained array.
-  template <class F> void visit(F &&f) const {
-    auto named = [&](std::string_view name, const auto &view) {
-      f(parameter_info(name, view), view);
-    };
+  template <class F>
+  void visit(F&& f) const {
+    auto named = [&](std::string_view name, const auto& view) { f(parameter_info(name, view), view); };
     Parameters::visit(named, parameters);
   }
 
-private:
-  template <class V> void take(const V &value) {
+ private:
+  template <class V>
+  void take(const V& value) {
     if constexpr (std::is_same_v<V, Seed>) {
       seed_ = value;
     } else if constexpr (std::is_same_v<V, Router>) {
@@ -284,38 +253,31 @@ private:
   }
 
   RouterShape router_shape() const {
-    return {config_.experts,
-            config_.router_hidden > 0 ? config_.router_hidden : config_.hidden};
+    return {config_.experts, config_.router_hidden > 0 ? config_.router_hidden : config_.hidden};
   }
 
   void check() const {
-    detail::require<ConfigError>(
-        config_.hidden > 0 && config_.intermediate > 0 && config_.experts > 0,
-        "moe::MoELayer: hidden ", config_.hidden, ", intermediate ",
-        config_.intermediate, ", experts ", config_.experts,
-        "; all must be positive.");
+    detail::require<ConfigError>(config_.hidden > 0 && config_.intermediate > 0 && config_.experts > 0,
+                                 "moe::MoELayer: hidden ", config_.hidden, ", intermediate ", config_.intermediate,
+                                 ", experts ", config_.experts, "; all must be positive.");
     capacity_.check();
   }
 
   void initialise() {
     const typename Space::execution_space space{};
-    auto draw = [&](std::string_view name, const auto &view) {
+    auto draw = [&](std::string_view name, const auto& view) {
       const Seed seed{seed_.value * 0x9E3779B97F4A7C15ull + config_.layer};
-      const bool bias =
-          name.size() >= 4 && name.substr(name.size() - 4) == "bias";
-      if (!bias)
-        detail::initialise(space, name, view, seed, config_.initial_scale);
+      const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
+      if (!bias) detail::initialise(space, name, view, seed, config_.initial_scale);
     };
     Parameters::visit(draw, parameters);
     space.fence("moe::MoELayer");
   }
 
-  void check(const Batch<Scalar, Space> &batch) const;
-  Matrix<Scalar, Space>
-  run(Context<Space> &ctx, const Batch<Scalar, Space> &batch, Tape &tape) const;
-  Matrix<Scalar, Space> pull(Context<Space> &ctx,
-                             const Matrix<const Scalar, Space> &dy, Tape &tape,
-                             Gradients &gradients, double loss_scale) const;
+  void check(const Batch<Scalar, Space>& batch) const;
+  Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
+  Matrix<Scalar, Space> pull(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
+                             Gradients& gradients, double loss_scale) const;
 
   Config config_;
   Seed seed_;

@@ -14,13 +14,10 @@ using MixtralRouter = Router<Softmax, TopK<2>, NormalizeSum>;
 /// Give it a SwitchBalanceLoss to train: transformers' router_aux_loss counts
 /// all choices.
 template <class... More>
-using MixtralLayer = MoELayer<MixtralRouter, ExpertFFN<SwiGLU>,
-                              CapacityPolicy<Dropless>, More...>;
+using MixtralLayer = MoELayer<MixtralRouter, ExpertFFN<SwiGLU>, CapacityPolicy<Dropless>, More...>;
 using Mixtral = MixtralLayer<SwitchBalanceLoss>;
 
-inline constexpr MoEConfig mixtral_8x7b{
-    .hidden = 4096, .intermediate = 14336, .experts = 8};
-inline constexpr MoEConfig mixtral_8x22b{
-    .hidden = 6144, .intermediate = 16384, .experts = 8};
+inline constexpr MoEConfig mixtral_8x7b{.hidden = 4096, .intermediate = 14336, .experts = 8};
+inline constexpr MoEConfig mixtral_8x22b{.hidden = 6144, .intermediate = 16384, .experts = 8};
 
 MOE_NAMESPACE_END

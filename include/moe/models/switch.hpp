@@ -16,12 +16,10 @@ MOE_NAMESPACE_BEGIN
 using SwitchRouter = Router<Softmax, TopK<1>, Jitter>;
 /// More policies (On, Precision, another loss) may follow.
 template <class... More>
-using SwitchLayer = MoELayer<SwitchRouter, ExpertFFN<ReLU>,
-                             CapacityPolicy<Drop>, SwitchBalanceLoss, More...>;
+using SwitchLayer = MoELayer<SwitchRouter, ExpertFFN<ReLU>, CapacityPolicy<Drop>, SwitchBalanceLoss, More...>;
 using Switch = SwitchLayer<>;
 
 /// Switch-Base with 128 experts (table 1 and section 3).
-inline constexpr MoEConfig switch_base_128{
-    .hidden = 768, .intermediate = 3072, .experts = 128};
+inline constexpr MoEConfig switch_base_128{.hidden = 768, .intermediate = 3072, .experts = 128};
 
 MOE_NAMESPACE_END

@@ -32,56 +32,46 @@ struct BestTwo {
 template <int fixed_groups = 0, int fixed_kept = 0, class GroupScore = Max>
 struct GroupLimit {
   using policy = kind::choice_key;
-  static constexpr int order = 1; // group scores see the balancing bias
+  static constexpr int order = 1;  // group scores see the balancing bias
 
   int groups = fixed_groups == 0 ? 1 : fixed_groups;
   int kept = fixed_kept == 0 ? 1 : fixed_kept;
 
-  void check(const RouterShape &shape) const {
+  void check(const RouterShape& shape) const {
     using detail::require;
-    require<ConfigError>(groups > 0 && groups <= 64,
-                         "moe::GroupLimit: ", groups, " groups; 1 to 64 work.");
-    require<ConfigError>(kept > 0 && kept <= groups,
-                         "moe::GroupLimit: cannot keep ", kept, " of ", groups,
-                         " groups.");
-    require<ConfigError>(shape.experts % groups == 0,
-                         "moe::GroupLimit: ", shape.experts,
+    require<ConfigError>(groups > 0 && groups <= 64, "moe::GroupLimit: ", groups, " groups; 1 to 64 work.");
+    require<ConfigError>(kept > 0 && kept <= groups, "moe::GroupLimit: cannot keep ", kept, " of ", groups, " groups.");
+    require<ConfigError>(shape.experts % groups == 0, "moe::GroupLimit: ", shape.experts,
                          " experts do not divide into ", groups, " groups.");
-    require<ConfigError>(shape.experts / groups >= GroupScore::experts_needed,
-                         "moe::GroupLimit: BestTwo needs two ",
-                         "experts a group, but ", shape.experts, " experts in ",
-                         groups, " groups leave one.");
+    require<ConfigError>(shape.experts / groups >= GroupScore::experts_needed, "moe::GroupLimit: BestTwo needs two ",
+                         "experts a group, but ", shape.experts, " experts in ", groups, " groups leave one.");
   }
 
   /// The most experts a token can choose.
   Index choices(Index experts) const { return experts / groups * kept; }
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team &team, Row<const Real>, Row<const Real>,
-                             Row<Real> key) const {
+  KOKKOS_FUNCTION void apply(const Team& team, Row<const Real>, Row<const Real>, Row<Real> key) const {
     const Index size = key.size / groups;
     std::uint64_t open = 0;
     for (int i = 0; i < kept; ++i) {
       int best = -1;
       Real best_score = 0;
       for (int g = 0; g < groups; ++g) {
-        if (open >> g & 1u)
-          continue;
+        if (open >> g & 1u) continue;
         const Real score = group_score(key.data + g * size, size);
-        if (best < 0 || score > best_score)
-          best = g, best_score = score;
+        if (best < 0 || score > best_score) best = g, best_score = score;
       }
       open |= std::uint64_t(1) << best;
     }
     team.each(key.size, [&](Index e) {
-      if (!(open >> (e / size) & 1u))
-        key[e] = -Kokkos::Experimental::infinity_v<Real>;
+      if (!(open >> (e / size) & 1u)) key[e] = -Kokkos::Experimental::infinity_v<Real>;
     });
   }
 
-private:
+ private:
   template <class Real>
-  KOKKOS_FUNCTION static Real group_score(const Real *key, Index size) {
+  KOKKOS_FUNCTION static Real group_score(const Real* key, Index size) {
     Real first = -Kokkos::Experimental::infinity_v<Real>, second = first;
     for (Index i = 0; i < size; ++i) {
       const Real value = key[i];
@@ -108,8 +98,7 @@ struct BiasBalancer {
   double rate = 1e-3;
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team &team, Row<const Real> bias,
-                             Row<Real> key) const {
+  KOKKOS_FUNCTION void apply(const Team& team, Row<const Real> bias, Row<Real> key) const {
     team.each(key.size, [&](Index e) { key[e] += bias[e]; });
   }
   /// The bias of an expert that got `load` assignments where the mean is

@@ -20,8 +20,7 @@ MOE_NAMESPACE_BEGIN
 
 /// Logits to scores, with a pullback; see scoring.hpp.
 template <class P>
-concept ScoringPolicy = std::copyable<P> &&
-    requires(const P p, Team team, Row<float> row, Row<const float> scores) {
+concept ScoringPolicy = std::copyable<P> && requires(const P p, Team team, Row<float> row, Row<const float> scores) {
   p.apply(team, row);
   p.pullback(team, scores, row);
 };
@@ -29,8 +28,7 @@ concept ScoringPolicy = std::copyable<P> &&
 /// A map on the router's input or logits, with a pullback; see noise.hpp.
 template <class P>
 concept RowMapPolicy = std::copyable<P> &&
-    requires(const P p, Team team, Row<float> row, Row<const float> result,
-             RowRandom random) {
+    requires(const P p, Team team, Row<float> row, Row<const float> result, RowRandom random) {
   P::place;
   p.apply(team, row, random);
   p.pullback(team, result, row, random);
@@ -38,34 +36,31 @@ concept RowMapPolicy = std::copyable<P> &&
 
 /// Changes the keys that the selection compares; see choice_key.hpp.
 template <class P>
-concept ChoiceKeyPolicy = std::copyable<P> &&
-    requires(const P p, Team team, Row<const float> row, Row<float> key) {
+concept ChoiceKeyPolicy = std::copyable<P> && requires(const P p, Team team, Row<const float> row, Row<float> key) {
   p.apply(team, row, row, key);
 };
 
 /// A bias on the choice and its step; see choice_key.hpp.
 template <class P>
-concept BalancerPolicy = std::copyable<P> &&
-    requires(const P p, Team team, Row<const float> bias, Row<float> key) {
+concept BalancerPolicy = std::copyable<P> && requires(const P p, Team team, Row<const float> bias, Row<float> key) {
   p.apply(team, bias, key);
   { p.step(1.0f, 1.0, 1.0) } -> std::convertible_to<float>;
 };
 
 /// Each token chooses for itself; see top_k.hpp.
 template <class P>
-concept RowSelection = std::copyable<P> &&
-    requires(const P p, Team team, Row<float> key, Row<ExpertId> chosen) {
+concept RowSelection = std::copyable<P> && requires(const P p, Team team, Row<float> key, Row<ExpertId> chosen) {
   { p.choices() } -> std::convertible_to<Index>;
   p.select(team, key, chosen);
 };
 
 /// Looks at many tokens at once; see expert_choice.hpp.
 template <class P>
-concept BatchSelection = std::copyable<P> && requires(
-    const P p, Context<Kokkos::DefaultHostExecutionSpace> &ctx,
-    Matrix<float, Kokkos::DefaultHostExecutionSpace> keys,
-    Batch<float, Kokkos::DefaultHostExecutionSpace> batch,
-    Assignments<float, Kokkos::DefaultHostExecutionSpace> assignments) {
+concept BatchSelection = std::copyable<P> &&
+    requires(const P p, Context<Kokkos::DefaultHostExecutionSpace>& ctx,
+             Matrix<float, Kokkos::DefaultHostExecutionSpace> keys,
+             Batch<float, Kokkos::DefaultHostExecutionSpace> batch,
+             Assignments<float, Kokkos::DefaultHostExecutionSpace> assignments) {
   { p.bound(batch, Index(1)) } -> std::convertible_to<Index>;
   p.select(ctx, keys, batch, assignments);
 };
@@ -73,8 +68,7 @@ concept BatchSelection = std::copyable<P> && requires(
 /// A step of the chain from scores to combine weights, with a pullback; see
 /// weighting.hpp.
 template <class P>
-concept WeightingPolicy = std::copyable<P> &&
-    requires(const P p, Team team, Row<float> row, Row<const float> before) {
+concept WeightingPolicy = std::copyable<P> && requires(const P p, Team team, Row<float> row, Row<const float> before) {
   p.apply(team, row);
   p.pullback(team, before, row);
 };
@@ -82,56 +76,47 @@ concept WeightingPolicy = std::copyable<P> &&
 namespace detail {
 
 template <class P>
-inline constexpr bool is_router_policy =
-    is_kind<P, kind::logits, kind::row_map, kind::scoring, kind::choice_key,
-            kind::balancer, kind::selection, kind::weighting>;
+inline constexpr bool is_router_policy = is_kind<P, kind::logits, kind::row_map, kind::scoring, kind::choice_key,
+                                                 kind::balancer, kind::selection, kind::weighting>;
 
 // One constant a category, so that a failing assertion prints no concept's
 // innards.
 template <class P>
-inline constexpr bool fits_scoring =
-    !is_kind<P, kind::scoring> || ScoringPolicy<P>;
+inline constexpr bool fits_scoring = !is_kind<P, kind::scoring> || ScoringPolicy<P>;
 template <class P>
-inline constexpr bool fits_row_map =
-    !is_kind<P, kind::row_map> || RowMapPolicy<P>;
+inline constexpr bool fits_row_map = !is_kind<P, kind::row_map> || RowMapPolicy<P>;
 template <class P>
-inline constexpr bool fits_choice_key =
-    !is_kind<P, kind::choice_key> || ChoiceKeyPolicy<P>;
+inline constexpr bool fits_choice_key = !is_kind<P, kind::choice_key> || ChoiceKeyPolicy<P>;
 template <class P>
-inline constexpr bool fits_balancer =
-    !is_kind<P, kind::balancer> || BalancerPolicy<P>;
+inline constexpr bool fits_balancer = !is_kind<P, kind::balancer> || BalancerPolicy<P>;
 template <class P>
-inline constexpr bool fits_selection =
-    !is_kind<P, kind::selection> || RowSelection<P> || BatchSelection<P>;
+inline constexpr bool fits_selection = !is_kind<P, kind::selection> || RowSelection<P> || BatchSelection<P>;
 template <class P>
-inline constexpr bool fits_weighting =
-    !is_kind<P, kind::weighting> || WeightingPolicy<P>;
+inline constexpr bool fits_weighting = !is_kind<P, kind::weighting> || WeightingPolicy<P>;
 template <class P>
-inline constexpr bool fits_router =
-    is_router_policy<P> &&fits_scoring<P> &&fits_row_map<P> &&fits_choice_key<P>
-        &&fits_balancer<P> &&fits_selection<P> &&fits_weighting<P>;
+inline constexpr bool fits_router = is_router_policy<P>&& fits_scoring<P>&& fits_row_map<P>&& fits_choice_key<P>&&
+    fits_balancer<P>&& fits_selection<P>&& fits_weighting<P>;
 
 /// Says what is wrong with one argument of Router<...>.
-template <class P> struct CheckRouterPolicy {
-  static_assert(
-      is_router_policy<P>,
-      "moe::Router: this argument is not a router policy. Give a custom one "
-      "`using policy = "
-      "moe::kind::scoring;` (or logits, row_map, choice_key, balancer, "
-      "selection, weighting); experts, "
-      "capacity, branches and losses are arguments of moe::MoELayer.");
+template <class P>
+struct CheckRouterPolicy {
+  static_assert(is_router_policy<P>,
+                "moe::Router: this argument is not a router policy. Give a custom one "
+                "`using policy = "
+                "moe::kind::scoring;` (or logits, row_map, choice_key, balancer, "
+                "selection, weighting); experts, "
+                "capacity, branches and losses are arguments of moe::MoELayer.");
   static_assert(fits_scoring<P>,
                 "moe::Router: this scoring lacks a member. It needs "
                 "KOKKOS_FUNCTION `apply(const Team&, Row<Real> row) "
                 "const` and `pullback(const Team&, Row<const Real> scores, "
                 "Row<Real> gradient) const`.");
-  static_assert(
-      fits_row_map<P>,
-      "moe::Router: this row map lacks a member. It needs `static constexpr "
-      "moe::MapPlace place` and "
-      "KOKKOS_FUNCTION `apply(const Team&, Row<Real>, const RowRandom&) const` "
-      "and `pullback(const Team&, "
-      "Row<const Real> result, Row<Real> gradient, const RowRandom&) const`.");
+  static_assert(fits_row_map<P>,
+                "moe::Router: this row map lacks a member. It needs `static constexpr "
+                "moe::MapPlace place` and "
+                "KOKKOS_FUNCTION `apply(const Team&, Row<Real>, const RowRandom&) const` "
+                "and `pullback(const Team&, "
+                "Row<const Real> result, Row<Real> gradient, const RowRandom&) const`.");
   static_assert(fits_choice_key<P>,
                 "moe::Router: this choice key lacks a member. It needs "
                 "KOKKOS_FUNCTION `apply(const Team&, Row<const "
@@ -159,28 +144,33 @@ template <class P> struct CheckRouterPolicy {
 /// Says that a single-choice category was given twice.
 template <int scorings, int selections, int balancers, int sources>
 struct CheckRouterCounts {
-  static_assert(scorings <= 1, "moe::Router: two scorings are given; a router "
-                               "has one. Keep one of them.");
-  static_assert(selections <= 1, "moe::Router: two selections are given; a "
-                                 "router has one. Keep one of them.");
-  static_assert(balancers <= 1, "moe::Router: two balancers are given; a "
-                                "router has one. Keep one of them.");
-  static_assert(sources <= 1, "moe::Router: two logit sources are given; a "
-                              "router has one. Keep one of them.");
-  static constexpr bool valid =
-      scorings <= 1 && selections <= 1 && balancers <= 1 && sources <= 1;
+  static_assert(scorings <= 1,
+                "moe::Router: two scorings are given; a router "
+                "has one. Keep one of them.");
+  static_assert(selections <= 1,
+                "moe::Router: two selections are given; a "
+                "router has one. Keep one of them.");
+  static_assert(balancers <= 1,
+                "moe::Router: two balancers are given; a "
+                "router has one. Keep one of them.");
+  static_assert(sources <= 1,
+                "moe::Router: two logit sources are given; a "
+                "router has one. Keep one of them.");
+  static constexpr bool valid = scorings <= 1 && selections <= 1 && balancers <= 1 && sources <= 1;
 };
 
 /// A value given to a router's constructor that is none of its policies.
-template <class Value, bool known> struct CheckRouterValue {
-  static_assert(known, "moe::Router: a value was given of a policy that this "
-                       "router's type does not name. Add the "
-                       "policy to Router<...>, or drop the value.");
+template <class Value, bool known>
+struct CheckRouterValue {
+  static_assert(known,
+                "moe::Router: a value was given of a policy that this "
+                "router's type does not name. Add the "
+                "policy to Router<...>, or drop the value.");
 };
 
 template <class P, class Default>
 using ValidOr = std::conditional_t<fits_router<P>, P, Default>;
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

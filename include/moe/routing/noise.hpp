@@ -26,25 +26,18 @@ struct Jitter {
   double epsilon = 1e-2;
 
   template <class Real>
-  KOKKOS_FUNCTION Real factor(const RowRandom &random, Index i) const {
-    return Real(1) +
-           Real(epsilon) * (Real(2) * random.uniform<Real>(i) - Real(1));
+  KOKKOS_FUNCTION Real factor(const RowRandom& random, Index i) const {
+    return Real(1) + Real(epsilon) * (Real(2) * random.uniform<Real>(i) - Real(1));
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team &team, Row<Real> row,
-                             const RowRandom &random) const {
-    if (random.active)
-      team.each(row.size, [&](Index i) { row[i] *= factor<Real>(random, i); });
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row, const RowRandom& random) const {
+    if (random.active) team.each(row.size, [&](Index i) { row[i] *= factor<Real>(random, i); });
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void pullback(const Team &team, Row<const Real>,
-                                Row<Real> gradient,
-                                const RowRandom &random) const {
-    if (random.active)
-      team.each(gradient.size,
-                [&](Index i) { gradient[i] *= factor<Real>(random, i); });
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real>, Row<Real> gradient, const RowRandom& random) const {
+    if (random.active) team.each(gradient.size, [&](Index i) { gradient[i] *= factor<Real>(random, i); });
   }
 };
 

@@ -21,21 +21,17 @@ struct Softmax {
   using policy = kind::scoring;
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team &team, Row<Real> row) const {
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
     const Real top = team.max<Real>(row.size, [&](Index e) { return row[e]; });
     team.each(row.size, [&](Index e) { row[e] = Kokkos::exp(row[e] - top); });
-    const Real total =
-        team.sum<Real>(row.size, [&](Index e) { return row[e]; });
+    const Real total = team.sum<Real>(row.size, [&](Index e) { return row[e]; });
     team.each(row.size, [&](Index e) { row[e] /= total; });
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void pullback(const Team &team, Row<const Real> scores,
-                                Row<Real> gradient) const {
-    const Real mean = team.sum<Real>(
-        scores.size, [&](Index e) { return scores[e] * gradient[e]; });
-    team.each(scores.size,
-              [&](Index e) { gradient[e] = scores[e] * (gradient[e] - mean); });
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> scores, Row<Real> gradient) const {
+    const Real mean = team.sum<Real>(scores.size, [&](Index e) { return scores[e] * gradient[e]; });
+    team.each(scores.size, [&](Index e) { gradient[e] = scores[e] * (gradient[e] - mean); });
   }
 };
 
@@ -44,18 +40,13 @@ struct Sigmoid {
   using policy = kind::scoring;
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team &team, Row<Real> row) const {
-    team.each(row.size, [&](Index e) {
-      row[e] = Real(1) / (Real(1) + Kokkos::exp(-row[e]));
-    });
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
+    team.each(row.size, [&](Index e) { row[e] = Real(1) / (Real(1) + Kokkos::exp(-row[e])); });
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void pullback(const Team &team, Row<const Real> scores,
-                                Row<Real> gradient) const {
-    team.each(scores.size, [&](Index e) {
-      gradient[e] *= scores[e] * (Real(1) - scores[e]);
-    });
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> scores, Row<Real> gradient) const {
+    team.each(scores.size, [&](Index e) { gradient[e] *= scores[e] * (Real(1) - scores[e]); });
   }
 };
 

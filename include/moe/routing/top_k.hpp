@@ -19,21 +19,20 @@ MOE_NAMESPACE_BEGIN
 
 /// The K largest keys in descending order; of equal keys the lowest expert
 /// first; keys of -infinity are never chosen. `TopK<>` takes K at run time.
-template <int fixed_k = 0> struct TopK {
+template <int fixed_k = 0>
+struct TopK {
   using policy = kind::selection;
   int k = fixed_k == 0 ? 2 : fixed_k;
 
   Index choices() const { return k; }
 
-  void check(const RouterShape &shape) const {
-    detail::require<ConfigError>(
-        k > 0 && k <= shape.experts, "moe::TopK: cannot choose ", k, " of ",
-        shape.experts, " experts. Choose 1 to ", shape.experts, ".");
+  void check(const RouterShape& shape) const {
+    detail::require<ConfigError>(k > 0 && k <= shape.experts, "moe::TopK: cannot choose ", k, " of ", shape.experts,
+                                 " experts. Choose 1 to ", shape.experts, ".");
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void select(const Team &, Row<Real> key,
-                              Row<ExpertId> chosen) const {
+  KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
     const Real nothing = -Kokkos::Experimental::infinity_v<Real>;
     for (Index i = 0; i < chosen.size; ++i) {
       Index best = no_expert;
@@ -45,8 +44,7 @@ template <int fixed_k = 0> struct TopK {
         }
       }
       chosen[i] = ExpertId(best);
-      if (best != no_expert)
-        key[best] = nothing;
+      if (best != no_expert) key[best] = nothing;
     }
   }
 };

@@ -23,27 +23,17 @@ struct NormalizeSum {
   double epsilon = 1e-20;
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team &team, Row<Real> weights) const {
-    const Real total = team.sum<Real>(weights.size, [&](Index i) {
-      return weights[i];
-    }) + Real(epsilon);
-    if (total != Real(0))
-      team.each(weights.size, [&](Index i) { weights[i] /= total; });
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> weights) const {
+    const Real total = team.sum<Real>(weights.size, [&](Index i) { return weights[i]; }) + Real(epsilon);
+    if (total != Real(0)) team.each(weights.size, [&](Index i) { weights[i] /= total; });
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void pullback(const Team &team, Row<const Real> before,
-                                Row<Real> gradient) const {
-    const Real total = team.sum<Real>(before.size, [&](Index i) {
-      return before[i];
-    }) + Real(epsilon);
-    if (total == Real(0))
-      return;
-    const Real mean = team.sum<Real>(before.size, [&](Index i) {
-      return before[i] * gradient[i];
-    }) / total;
-    team.each(before.size,
-              [&](Index i) { gradient[i] = (gradient[i] - mean) / total; });
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> before, Row<Real> gradient) const {
+    const Real total = team.sum<Real>(before.size, [&](Index i) { return before[i]; }) + Real(epsilon);
+    if (total == Real(0)) return;
+    const Real mean = team.sum<Real>(before.size, [&](Index i) { return before[i] * gradient[i]; }) / total;
+    team.each(before.size, [&](Index i) { gradient[i] = (gradient[i] - mean) / total; });
   }
 };
 
@@ -55,13 +45,12 @@ struct Scale {
   double factor = 1;
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team &team, Row<Real> weights) const {
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> weights) const {
     team.each(weights.size, [&](Index i) { weights[i] *= Real(factor); });
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void pullback(const Team &team, Row<const Real>,
-                                Row<Real> gradient) const {
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real>, Row<Real> gradient) const {
     team.each(gradient.size, [&](Index i) { gradient[i] *= Real(factor); });
   }
 };

@@ -11,51 +11,46 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-inline constexpr Index norm_chunk =
-    4096; // fixed, so that sums do not depend on threads
+inline constexpr Index norm_chunk = 4096;  // fixed, so that sums do not depend on threads
 
-template <class T> struct SquareChunk {
-  const T *data;
+template <class T>
+struct SquareChunk {
+  const T* data;
   Index size;
-  double *parts;
+  double* parts;
   KOKKOS_FUNCTION void operator()(Index chunk) const {
-    const Index first = chunk * norm_chunk, next = first + norm_chunk,
-                last = next < size ? next : size;
+    const Index first = chunk * norm_chunk, next = first + norm_chunk, last = next < size ? next : size;
     double sum = 0;
-    for (Index i = first; i < last; ++i)
-      sum += double(data[i]) * double(data[i]);
+    for (Index i = first; i < last; ++i) sum += double(data[i]) * double(data[i]);
     parts[chunk] = sum;
   }
 };
 
 struct AddParts {
-  const double *parts;
+  const double* parts;
   Index size;
-  double *total;
+  double* total;
   KOKKOS_FUNCTION void operator()(Index) const {
     double sum = 0;
-    for (Index i = 0; i < size; ++i)
-      sum += parts[i];
+    for (Index i = 0; i < size; ++i) sum += parts[i];
     *total += sum;
   }
 };
 
-template <class T> struct ScaleElement {
-  T *data;
+template <class T>
+struct ScaleElement {
+  T* data;
   double factor;
-  KOKKOS_FUNCTION void operator()(Index i) const {
-    data[i] = T(double(data[i]) * factor);
-  }
+  KOKKOS_FUNCTION void operator()(Index i) const { data[i] = T(double(data[i]) * factor); }
 };
 
-} // namespace detail
+}  // namespace detail
 
 /// Sets every array of a struct of gradients to zero.
 template <class Space, class Gradients>
-void zero(Context<Space> &ctx, Gradients &gradients) {
-  auto clear = [&](std::string_view, auto &view) {
-    detail::fill(ctx.space, view,
-                 typename std::decay_t<decltype(view)>::value_type(0));
+void zero(Context<Space>& ctx, Gradients& gradients) {
+  auto clear = [&](std::string_view, auto& view) {
+    detail::fill(ctx.space, view, typename std::decay_t<decltype(view)>::value_type(0));
   };
   Gradients::visit(clear, gradients);
 }
@@ -64,47 +59,34 @@ void zero(Context<Space> &ctx, Gradients &gradients) {
 /// the norm before (max_norm <= 0: only measures). Throws DataError, with
 /// nothing changed, where the norm is not finite. Waits for the device.
 template <class Space, class Gradients>
-double clip_gradient_norm(Context<Space> &ctx, Gradients &gradients,
-                          double max_norm) {
+double clip_gradient_norm(Context<Space>& ctx, Gradients& gradients, double max_norm) {
   typename Context<Space>::Scratch scratch(ctx);
   auto total = scratch.template vector<double>(1);
   detail::fill(ctx.space, total, 0.0);
-  auto square = [&](std::string_view, auto &view) {
+  auto square = [&](std::string_view, auto& view) {
     using T = typename std::decay_t<decltype(view)>::value_type;
     typename Context<Space>::Scratch inner(ctx);
-    const Index size = view.size(),
-                chunks = (size + detail::norm_chunk - 1) / detail::norm_chunk;
+    const Index size = view.size(), chunks = (size + detail::norm_chunk - 1) / detail::norm_chunk;
     auto parts = inner.template vector<double>(chunks);
-    Kokkos::parallel_for(
-        "moe::clip::square", Kokkos::RangePolicy<Space>(ctx.space, 0, chunks),
-        detail::SquareChunk<T>{view.data(), size, parts.data()});
-    Kokkos::parallel_for("moe::clip::add",
-                         Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+    Kokkos::parallel_for("moe::clip::square", Kokkos::RangePolicy<Space>(ctx.space, 0, chunks),
+                         detail::SquareChunk<T>{view.data(), size, parts.data()});
+    Kokkos::parallel_for("moe::clip::add", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
                          detail::AddParts{parts.data(), chunks, total.data()});
   };
   Gradients::visit(square, gradients);
   double squares = 0;
-  Kokkos::deep_copy(
-      ctx.space,
-      Kokkos::View<double, Kokkos::HostSpace, Kokkos::MemoryUnmanaged>(
-          &squares),
-      Kokkos::View<double, typename Space::memory_space,
-                   Kokkos::MemoryUnmanaged>(total.data()));
+  Kokkos::deep_copy(ctx.space, Kokkos::View<double, Kokkos::HostSpace, Kokkos::MemoryUnmanaged>(&squares),
+                    Kokkos::View<double, typename Space::memory_space, Kokkos::MemoryUnmanaged>(total.data()));
   ctx.space.fence("moe::clip_gradient_norm");
   const double norm = std::sqrt(squares);
-  detail::require<DataError>(std::isfinite(norm),
-                             "moe::clip_gradient_norm: the gradients' norm is ",
-                             norm,
+  detail::require<DataError>(std::isfinite(norm), "moe::clip_gradient_norm: the gradients' norm is ", norm,
                              ". Skip this step, lower the learning rate, or "
                              "look for NaN in the input.");
-  if (max_norm <= 0 || norm <= max_norm)
-    return norm;
-  auto scale = [&](std::string_view, auto &view) {
+  if (max_norm <= 0 || norm <= max_norm) return norm;
+  auto scale = [&](std::string_view, auto& view) {
     using T = typename std::decay_t<decltype(view)>::value_type;
-    Kokkos::parallel_for(
-        "moe::clip::scale",
-        Kokkos::RangePolicy<Space>(ctx.space, 0, Index(view.size())),
-        detail::ScaleElement<T>{view.data(), max_norm / norm});
+    Kokkos::parallel_for("moe::clip::scale", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(view.size())),
+                         detail::ScaleElement<T>{view.data(), max_norm / norm});
   };
   Gradients::visit(scale, gradients);
   return norm;

@@ -18,20 +18,16 @@ inline double warm(Index step, Index warmup) {
 
 /// How far step is from `from` to `to`, within [0, 1].
 inline double progress(Index step, Index from, Index to) {
-  return to <= from
-             ? 1.0
-             : std::clamp(double(step - from) / double(to - from), 0.0, 1.0);
+  return to <= from ? 1.0 : std::clamp(double(step - from) / double(to - from), 0.0, 1.0);
 }
 
-} // namespace detail
+}  // namespace detail
 
 /// Warm-up, then the same rate for ever.
 struct ConstantSchedule {
   double peak = 1e-3;
   Index warmup = 0;
-  double operator()(Index step) const {
-    return peak * detail::warm(step, warmup);
-  }
+  double operator()(Index step) const { return peak * detail::warm(step, warmup); }
 };
 
 /// Warm-up, then a half cosine down to `floor` at `steps`.
@@ -40,11 +36,8 @@ struct CosineSchedule {
   Index warmup = 0, steps = 1;
   double floor = 0;
   double operator()(Index step) const {
-    if (step < warmup)
-      return peak * detail::warm(step, warmup);
-    const double half =
-        0.5 * (1 + std::cos(3.141592653589793 *
-                            detail::progress(step, warmup, steps)));
+    if (step < warmup) return peak * detail::warm(step, warmup);
+    const double half = 0.5 * (1 + std::cos(3.141592653589793 * detail::progress(step, warmup, steps)));
     return floor + (peak - floor) * half;
   }
 };
@@ -55,8 +48,7 @@ struct LinearSchedule {
   Index warmup = 0, steps = 1;
   double floor = 0;
   double operator()(Index step) const {
-    if (step < warmup)
-      return peak * detail::warm(step, warmup);
+    if (step < warmup) return peak * detail::warm(step, warmup);
     return peak + (floor - peak) * detail::progress(step, warmup, steps);
   }
 };
@@ -68,11 +60,8 @@ struct WarmupStableDecay {
   Index warmup = 0, steps = 1, decay = 0;
   double floor = 0;
   double operator()(Index step) const {
-    if (step < warmup)
-      return peak * detail::warm(step, warmup);
-    return peak +
-           (floor - peak) *
-               (decay > 0 ? detail::progress(step, steps - decay, steps) : 0.0);
+    if (step < warmup) return peak * detail::warm(step, warmup);
+    return peak + (floor - peak) * (decay > 0 ? detail::progress(step, steps - decay, steps) : 0.0);
   }
 };
 
@@ -82,8 +71,7 @@ struct InverseSquareRootSchedule {
   Index warmup = 10000;
   double operator()(Index step) const {
     return step < warmup ? peak * detail::warm(step, warmup)
-                         : peak * std::sqrt(double(std::max<Index>(warmup, 1)) /
-                                            double(step + 1));
+                         : peak * std::sqrt(double(std::max<Index>(warmup, 1)) / double(step + 1));
   }
 };
 

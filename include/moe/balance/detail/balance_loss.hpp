@@ -18,111 +18,98 @@ enum class Probability { scores, normalized_scores, softmax };
 namespace detail {
 
 struct BalanceRule {
-  double factor; // of sum_e (count_e / n) * mean_e
+  double factor;  // of sum_e (count_e / n) * mean_e
   Count count;
   Scope scope;
   Probability probability;
 };
 
-inline constexpr Index loss_chunk =
-    256; // tokens; fixed, so that sums do not depend on threads
+inline constexpr Index loss_chunk = 256;  // tokens; fixed, so that sums do not depend on threads
 inline Index chunks_of(Index tokens) {
   return (tokens + loss_chunk - 1) / loss_chunk;
 }
 
 template <class Space>
-KOKKOS_FUNCTION bool is_padding(const Vector<const std::uint8_t, Space> &mask,
-                                Index t) {
+KOKKOS_FUNCTION bool is_padding(const Vector<const std::uint8_t, Space>& mask, Index t) {
   return mask.data() != nullptr && mask(t) == 0;
 }
 
 /// The probabilities of one token into `row`.
 template <class Real>
-KOKKOS_FUNCTION void probabilities(Probability kind, Row<const Real> logits,
-                                   Row<const Real> scores, Row<Real> row) {
+KOKKOS_FUNCTION void probabilities(Probability kind, Row<const Real> logits, Row<const Real> scores, Row<Real> row) {
   const Team team;
-  for (Index e = 0; e < row.size; ++e)
-    row[e] = kind == Probability::softmax ? logits[e] : scores[e];
-  if (kind == Probability::softmax)
-    Softmax{}.apply(team, row);
-  if (kind != Probability::normalized_scores)
-    return;
+  for (Index e = 0; e < row.size; ++e) row[e] = kind == Probability::softmax ? logits[e] : scores[e];
+  if (kind == Probability::softmax) Softmax{}.apply(team, row);
+  if (kind != Probability::normalized_scores) return;
   const Real total = team.sum<Real>(row.size, [&](Index e) { return row[e]; });
-  for (Index e = 0; e < row.size; ++e)
-    row[e] /= total;
+  for (Index e = 0; e < row.size; ++e) row[e] /= total;
 }
 
-template <class Real, class Space> struct ProbabilityRow {
+template <class Real, class Space>
+struct ProbabilityRow {
   Matrix<Real, Space> logits, scores, result;
   Vector<const std::uint8_t, Space> mask;
   Probability kind;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    const Row<Real> row = row_of(result, t), z = row_of(logits, t),
-                    s = row_of(scores, t);
+    const Row<Real> row = row_of(result, t), z = row_of(logits, t), s = row_of(scores, t);
     if (is_padding<Space>(mask, t)) {
-      for (Index e = 0; e < row.size; ++e)
-        row[e] = 0;
+      for (Index e = 0; e < row.size; ++e) row[e] = 0;
     } else {
-      probabilities(kind, Row<const Real>{z.data, z.size},
-                    Row<const Real>{s.data, s.size}, row);
+      probabilities(kind, Row<const Real>{z.data, z.size}, Row<const Real>{s.data, s.size}, row);
     }
   }
 };
 
 /// counts(g, e) of choices, and tokens(g), without padding.
-template <class Real, class Space> struct CountGroup {
+template <class Real, class Space>
+struct CountGroup {
   Groups<Space> groups;
   Assignments<Real, Space> assignments;
   Vector<const std::uint8_t, Space> mask;
   Count count;
-  Matrix<double, Space> counts; // (G, E)
-  Vector<double, Space> tokens; // (G)
+  Matrix<double, Space> counts;  // (G, E)
+  Vector<double, Space> tokens;  // (G)
   KOKKOS_FUNCTION void operator()(Index g) const {
-    for (Index e = 0; e < Index(counts.extent(1)); ++e)
-      counts(g, e) = 0;
+    for (Index e = 0; e < Index(counts.extent(1)); ++e) counts(g, e) = 0;
     tokens(g) = 0;
     for (Index t = groups.begin(g); t < groups.end(g); ++t) {
-      if (is_padding<Space>(mask, t))
-        continue;
+      if (is_padding<Space>(mask, t)) continue;
       tokens(g) += 1;
       const Index begin = assignments.begin(t);
       Index end = assignments.end(t);
-      if (count == Count::first_choice && end > begin)
-        end = begin + 1;
+      if (count == Count::first_choice && end > begin) end = begin + 1;
       for (Index a = begin; a < end; ++a) {
-        if (assignments.expert(a) != no_expert)
-          counts(g, assignments.expert(a)) += 1;
+        if (assignments.expert(a) != no_expert) counts(g, assignments.expert(a)) += 1;
       }
     }
   }
 };
 
 /// product(g, e) = (count / n) * mean probability; item = g * E + e.
-template <class Real, class Space> struct GroupProduct {
+template <class Real, class Space>
+struct GroupProduct {
   Groups<Space> groups;
   Matrix<Real, Space> probability;
   Matrix<double, Space> counts, product;
   Vector<double, Space> tokens;
   KOKKOS_FUNCTION void operator()(Index item) const {
-    const Index experts = counts.extent(1), g = item / experts,
-                e = item % experts;
+    const Index experts = counts.extent(1), g = item / experts, e = item % experts;
     double sum = 0;
-    for (Index t = groups.begin(g); t < groups.end(g); ++t)
-      sum += double(probability(t, e));
+    for (Index t = groups.begin(g); t < groups.end(g); ++t) sum += double(probability(t, e));
     const double n = tokens(g);
     product(g, e) = n > 0 ? counts(g, e) / n * (sum / n) : 0.0;
   }
 };
 
-template <class Space> struct SumProducts {
+template <class Space>
+struct SumProducts {
   Matrix<double, Space> product;
   double factor;
   Vector<double, Space> slot;
   KOKKOS_FUNCTION void operator()(Index) const {
     double sum = 0;
     for (Index g = 0; g < Index(product.extent(0)); ++g) {
-      for (Index e = 0; e < Index(product.extent(1)); ++e)
-        sum += product(g, e);
+      for (Index e = 0; e < Index(product.extent(1)); ++e) sum += product(g, e);
     }
     slot(0) += factor * sum / double(product.extent(0));
   }
@@ -130,7 +117,8 @@ template <class Space> struct SumProducts {
 
 /// d loss / d probability(t, e) = factor * count / (n * n * G), pulled back to
 /// scores or logits.
-template <class Real, class Space> struct BalanceGradientRow {
+template <class Real, class Space>
+struct BalanceGradientRow {
   Groups<Space> groups;
   Matrix<double, Space> counts;
   Vector<double, Space> tokens;
@@ -141,17 +129,14 @@ template <class Real, class Space> struct BalanceGradientRow {
   Matrix<Real, Space> dscores, dlogits;
 
   KOKKOS_FUNCTION void operator()(Index t) const {
-    if (is_padding<Space>(mask, t))
-      return;
+    if (is_padding<Space>(mask, t)) return;
     const Index g = groups.of(t);
     const Row<Real> p = row_of(probability, t), u = row_of(work, t);
     const double n = tokens(g);
-    for (Index e = 0; e < p.size; ++e)
-      u[e] = Real(factor * counts(g, e) / (n * n * double(groups.count)));
+    for (Index e = 0; e < p.size; ++e) u[e] = Real(factor * counts(g, e) / (n * n * double(groups.count)));
     if (kind == Probability::softmax) {
       Softmax{}.pullback(Team{}, Row<const Real>{p.data, p.size}, u);
-      for (Index e = 0; e < p.size; ++e)
-        dlogits(t, e) += u[e];
+      for (Index e = 0; e < p.size; ++e) dlogits(t, e) += u[e];
       return;
     }
     Real total = 1, mean = 0;
@@ -159,61 +144,48 @@ template <class Real, class Space> struct BalanceGradientRow {
       total = Team{}.sum<Real>(p.size, [&](Index e) { return scores(t, e); });
       mean = Team{}.sum<Real>(p.size, [&](Index e) { return p[e] * u[e]; });
     }
-    for (Index e = 0; e < p.size; ++e)
-      dscores(t, e) += (u[e] - mean) / total;
+    for (Index e = 0; e < p.size; ++e) dscores(t, e) += (u[e] - mean) / total;
   }
 };
 
 /// The mean number of choices a token makes, known on the host.
 template <class Real, class Space>
-double choices_of(const Assignments<Real, Space> &assignments) {
-  if (assignments.uniform_k != 0)
-    return double(assignments.uniform_k);
-  return assignments.tokens == 0
-             ? 1.0
-             : double(assignments.bound) / double(assignments.tokens);
+double choices_of(const Assignments<Real, Space>& assignments) {
+  if (assignments.uniform_k != 0) return double(assignments.uniform_k);
+  return assignments.tokens == 0 ? 1.0 : double(assignments.bound) / double(assignments.tokens);
 }
 
 /// value and backward for a loss that has a `rule(experts, k)`.
-template <class Loss> struct BalanceLossPolicy {
+template <class Loss>
+struct BalanceLossPolicy {
   template <class T, class Real, class Space>
-  void value(Context<Space> &ctx, const Batch<T, Space> &batch,
-             const Routing<Real, Space> &routing,
-             const Vector<double, Space> &slot) const {
+  void value(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing,
+             const Vector<double, Space>& slot) const {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
-    auto product = scratch.template matrix<double>(terms.groups.count,
-                                                   routing.logits.extent(1));
+    auto product = scratch.template matrix<double>(terms.groups.count, routing.logits.extent(1));
     Kokkos::parallel_for(
-        "moe::balance_loss::product",
-        Kokkos::RangePolicy<Space>(ctx.space, 0, Index(product.size())),
-        GroupProduct<Real, Space>{terms.groups, terms.probability, terms.counts,
-                                  product, terms.tokens});
-    Kokkos::parallel_for("moe::balance_loss::sum",
-                         Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+        "moe::balance_loss::product", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(product.size())),
+        GroupProduct<Real, Space>{terms.groups, terms.probability, terms.counts, product, terms.tokens});
+    Kokkos::parallel_for("moe::balance_loss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
                          SumProducts<Space>{product, terms.rule.factor, slot});
   }
 
   template <class T, class Real, class Space>
-  void backward(Context<Space> &ctx, const Batch<T, Space> &batch,
-                const Routing<Real, Space> &routing, double scale,
-                const Matrix<Real, Space> &dscores,
-                const Matrix<Real, Space> &dlogits) const {
+  void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing, double scale,
+                const Matrix<Real, Space>& dscores, const Matrix<Real, Space>& dlogits) const {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
-    auto work =
-        scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1));
-    Kokkos::parallel_for(
-        "moe::balance_loss::backward",
-        Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-        BalanceGradientRow<Real, Space>{
-            terms.groups, terms.counts, terms.tokens, terms.probability,
-            routing.scores, work, batch.mask, terms.rule.probability,
-            scale * terms.rule.factor, dscores, dlogits});
+    auto work = scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1));
+    Kokkos::parallel_for("moe::balance_loss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+                         BalanceGradientRow<Real, Space>{terms.groups, terms.counts, terms.tokens, terms.probability,
+                                                         routing.scores, work, batch.mask, terms.rule.probability,
+                                                         scale * terms.rule.factor, dscores, dlogits});
   }
 
-private:
-  template <class Real, class Space> struct Terms {
+ private:
+  template <class Real, class Space>
+  struct Terms {
     BalanceRule rule;
     Groups<Space> groups;
     Matrix<Real, Space> probability;
@@ -221,17 +193,12 @@ private:
     Vector<double, Space> tokens;
 
     template <class T>
-    Terms(const BalanceLossPolicy &loss, Context<Space> &ctx,
-          typename Context<Space>::Scratch &scratch,
-          const Batch<T, Space> &batch, const Routing<Real, Space> &routing)
-        : rule(static_cast<const Loss &>(loss).rule(
-              double(routing.logits.extent(1)),
-              choices_of(routing.assignments))),
+    Terms(const BalanceLossPolicy& loss, Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
+          const Batch<T, Space>& batch, const Routing<Real, Space>& routing)
+        : rule(static_cast<const Loss&>(loss).rule(double(routing.logits.extent(1)), choices_of(routing.assignments))),
           groups(detail::groups(rule.scope, batch)),
-          probability(scratch.template matrix<Real>(batch.tokens(),
-                                                    routing.logits.extent(1))),
-          counts(scratch.template matrix<double>(groups.count,
-                                                 routing.logits.extent(1))),
+          probability(scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1))),
+          counts(scratch.template matrix<double>(groups.count, routing.logits.extent(1))),
           tokens(scratch.template vector<double>(groups.count)) {
       if (batch.tokens() == 0) {
         fill(ctx.space, counts, 0.0);
@@ -242,39 +209,33 @@ private:
         return;
       }
       Kokkos::parallel_for(
-          "moe::balance_loss::probability",
-          Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-          ProbabilityRow<Real, Space>{routing.logits, routing.scores,
-                                      probability, batch.mask,
-                                      rule.probability});
+          "moe::balance_loss::probability", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+          ProbabilityRow<Real, Space>{routing.logits, routing.scores, probability, batch.mask, rule.probability});
       Kokkos::parallel_for(
-          "moe::balance_loss::count",
-          Kokkos::RangePolicy<Space>(ctx.space, 0, groups.count),
-          CountGroup<Real, Space>{groups, routing.assignments, batch.mask,
-                                  rule.count, counts, tokens});
+          "moe::balance_loss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, groups.count),
+          CountGroup<Real, Space>{groups, routing.assignments, batch.mask, rule.count, counts, tokens});
     }
   };
 };
 
-template <class Real> KOKKOS_FUNCTION Real log_sum_exp(Row<const Real> z) {
+template <class Real>
+KOKKOS_FUNCTION Real log_sum_exp(Row<const Real> z) {
   const Team team;
   const Real top = team.max<Real>(z.size, [&](Index e) { return z[e]; });
-  return top + Kokkos::log(team.sum<Real>(
-                   z.size, [&](Index e) { return Kokkos::exp(z[e] - top); }));
+  return top + Kokkos::log(team.sum<Real>(z.size, [&](Index e) { return Kokkos::exp(z[e] - top); }));
 }
 
-template <class Real, class Space> struct ZLossChunk {
+template <class Real, class Space>
+struct ZLossChunk {
   Matrix<Real, Space> logits;
   Vector<const std::uint8_t, Space> mask;
   Vector<double, Space> parts;
   KOKKOS_FUNCTION void operator()(Index chunk) const {
     const Index first = chunk * loss_chunk, next = first + loss_chunk;
-    const Index last =
-        next < Index(logits.extent(0)) ? next : Index(logits.extent(0));
+    const Index last = next < Index(logits.extent(0)) ? next : Index(logits.extent(0));
     double sum = 0;
     for (Index t = first; t < last; ++t) {
-      if (is_padding<Space>(mask, t))
-        continue;
+      if (is_padding<Space>(mask, t)) continue;
       const Row<Real> z = row_of(logits, t);
       const double l = double(log_sum_exp(Row<const Real>{z.data, z.size}));
       sum += l * l;
@@ -283,25 +244,22 @@ template <class Real, class Space> struct ZLossChunk {
   }
 };
 
-template <class Space> struct CountLive {
+template <class Space>
+struct CountLive {
   Vector<const std::uint8_t, Space> mask;
   Index tokens;
   Vector<Index, Space> live;
-  KOKKOS_FUNCTION static Index
-  count(const Vector<const std::uint8_t, Space> &mask, Index tokens) {
-    if (mask.data() == nullptr)
-      return tokens;
+  KOKKOS_FUNCTION static Index count(const Vector<const std::uint8_t, Space>& mask, Index tokens) {
+    if (mask.data() == nullptr) return tokens;
     Index n = 0;
-    for (Index t = 0; t < tokens; ++t)
-      n += mask(t) != 0;
+    for (Index t = 0; t < tokens; ++t) n += mask(t) != 0;
     return n;
   }
-  KOKKOS_FUNCTION void operator()(Index) const {
-    live(0) = count(mask, tokens);
-  }
+  KOKKOS_FUNCTION void operator()(Index) const { live(0) = count(mask, tokens); }
 };
 
-template <class Space> struct ZLossSum {
+template <class Space>
+struct ZLossSum {
   Vector<double, Space> parts;
   Index chunks;
   Vector<const std::uint8_t, Space> mask;
@@ -310,31 +268,28 @@ template <class Space> struct ZLossSum {
   Vector<double, Space> slot;
   KOKKOS_FUNCTION void operator()(Index) const {
     double sum = 0;
-    for (Index c = 0; c < chunks; ++c)
-      sum += parts(c);
+    for (Index c = 0; c < chunks; ++c) sum += parts(c);
     const Index live = CountLive<Space>::count(mask, tokens);
-    if (live > 0)
-      slot(0) += coefficient * sum / double(live);
+    if (live > 0) slot(0) += coefficient * sum / double(live);
   }
 };
 
-template <class Real, class Space> struct ZLossGradient {
+template <class Real, class Space>
+struct ZLossGradient {
   Matrix<Real, Space> logits;
   Vector<const std::uint8_t, Space> mask;
   Vector<Index, Space> live;
   double scale;
   Matrix<Real, Space> dlogits;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    if (is_padding<Space>(mask, t))
-      return;
+    if (is_padding<Space>(mask, t)) return;
     const Row<Real> z = row_of(logits, t);
     const Real l = log_sum_exp(Row<const Real>{z.data, z.size});
     const Real factor = Real(scale * 2.0 / double(live(0))) * l;
-    for (Index e = 0; e < z.size; ++e)
-      dlogits(t, e) += factor * Kokkos::exp(z[e] - l);
+    for (Index e = 0; e < z.size; ++e) dlogits(t, e) += factor * Kokkos::exp(z[e] - l);
   }
 };
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

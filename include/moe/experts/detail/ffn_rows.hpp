@@ -10,9 +10,9 @@ namespace detail {
 
 /// The expert a row belongs to, or E for rows behind the last.
 template <class Space>
-KOKKOS_FUNCTION Index expert_of(const DispatchPlan<Space> &plan, Index row) {
+KOKKOS_FUNCTION Index expert_of(const DispatchPlan<Space>& plan, Index row) {
   Index low = 0,
-        high = plan.experts; // the first e with expert_offsets(e + 1) > row
+        high = plan.experts;  // the first e with expert_offsets(e + 1) > row
   while (low < high) {
     const Index middle = (low + high) / 2;
     if (plan.expert_offsets(middle + 1) > row) {
@@ -24,29 +24,28 @@ KOKKOS_FUNCTION Index expert_of(const DispatchPlan<Space> &plan, Index row) {
   return low;
 }
 
-template <class T, class Space> struct AddBiasRow {
+template <class T, class Space>
+struct AddBiasRow {
   DispatchPlan<Space> plan;
   Matrix<T, Space> bias, out;
   KOKKOS_FUNCTION void operator()(Index r) const {
     const Index e = expert_of(plan, r);
-    if (e == plan.experts)
-      return;
-    for (Index i = 0; i < Index(out.extent(1)); ++i)
-      out(r, i) += bias(e, i);
+    if (e == plan.experts) return;
+    for (Index i = 0; i < Index(out.extent(1)); ++i) out(r, i) += bias(e, i);
   }
 };
 
 /// hidden = value(up), or value(gate) * up.
-template <class Activation, class T, class Space> struct ActivateRow {
+template <class Activation, class T, class Space>
+struct ActivateRow {
   DispatchPlan<Space> plan;
   Matrix<T, Space> up, hidden;
   KOKKOS_FUNCTION void operator()(Index r) const {
-    if (r >= plan.expert_offsets(plan.experts))
-      return;
+    if (r >= plan.expert_offsets(plan.experts)) return;
     using Real = RouterReal<T>;
     const Index inner = hidden.extent(1);
-    const T *from = up.data() + r * Index(up.extent(1));
-    T *to = hidden.data() + r * inner;
+    const T* from = up.data() + r * Index(up.extent(1));
+    T* to = hidden.data() + r * inner;
     for (Index i = 0; i < inner; ++i) {
       const Real value = Activation::value(Real(from[i]));
       to[i] = T(Activation::gated ? value * Real(from[i + inner]) : value);
@@ -56,41 +55,36 @@ template <class Activation, class T, class Space> struct ActivateRow {
 
 /// From dy and dhidden = dy W_down to hidden, the weight's gradient and the
 /// gradient before the activation; scales dy.
-template <class Activation, class T, class Real, class Space> struct PullRow {
+template <class Activation, class T, class Real, class Space>
+struct PullRow {
   DispatchPlan<Space> plan;
   Matrix<T, Space> up, dhidden, dy;
-  Vector<Real, Space> weight, dweight; // (R), or empty: 1
-  Matrix<T, Space> down_bias;          // (E, H), or empty
+  Vector<Real, Space> weight, dweight;  // (R), or empty: 1
+  Matrix<T, Space> down_bias;           // (E, H), or empty
   Matrix<T, Space> hidden, dup;
 
   KOKKOS_FUNCTION void operator()(Index r) const {
-    if (r >= plan.expert_offsets(plan.experts))
-      return;
+    if (r >= plan.expert_offsets(plan.experts)) return;
     const Index inner = hidden.extent(1);
-    const T *from = up.data() + r * Index(up.extent(1));
-    const T *dh = dhidden.data() + r * inner;
-    T *h = hidden.data() + r * inner;
-    T *du = dup.data() + r * Index(dup.extent(1));
+    const T* from = up.data() + r * Index(up.extent(1));
+    const T* dh = dhidden.data() + r * inner;
+    T* h = hidden.data() + r * inner;
+    T* du = dup.data() + r * Index(dup.extent(1));
     const bool weighted = weight.data() != nullptr;
     const Real w = weighted ? weight(r) : Real(1);
     Real dot = 0;
     for (Index i = 0; i < inner; ++i) {
-      const Real x = Real(from[i]), value = Activation::value(x),
-                 slope = Activation::derivative(x);
+      const Real x = Real(from[i]), value = Activation::value(x), slope = Activation::derivative(x);
       const Real other = Activation::gated ? Real(from[i + inner]) : Real(1);
       h[i] = T(value * other);
       dot += Real(dh[i]) * value * other;
       du[i] = T(w * Real(dh[i]) * slope * other);
-      if constexpr (Activation::gated)
-        du[i + inner] = T(w * Real(dh[i]) * value);
+      if constexpr (Activation::gated) du[i + inner] = T(w * Real(dh[i]) * value);
     }
-    if (!weighted)
-      return;
-    const Index width = dy.extent(1),
-                e = down_bias.data() == nullptr ? 0 : expert_of(plan, r);
+    if (!weighted) return;
+    const Index width = dy.extent(1), e = down_bias.data() == nullptr ? 0 : expert_of(plan, r);
     for (Index i = 0; i < width; ++i) {
-      if (down_bias.data() != nullptr)
-        dot += Real(dy(r, i)) * Real(down_bias(e, i));
+      if (down_bias.data() != nullptr) dot += Real(dy(r, i)) * Real(down_bias(e, i));
       dy(r, i) = T(w * Real(dy(r, i)));
     }
     dweight(r) = dot;
@@ -98,18 +92,18 @@ template <class Activation, class T, class Real, class Space> struct PullRow {
 };
 
 /// gradient(e, i) += sum over e's rows; item = e * width + i.
-template <class T, class Space> struct BiasGradient {
+template <class T, class Space>
+struct BiasGradient {
   DispatchPlan<Space> plan;
   Matrix<T, Space> rows, gradient;
   KOKKOS_FUNCTION void operator()(Index item) const {
     const Index width = gradient.extent(1), e = item / width, i = item % width;
     RouterReal<T> sum = 0;
-    for (Index r = plan.expert_offsets(e); r < plan.expert_offsets(e + 1); ++r)
-      sum += RouterReal<T>(rows(r, i));
+    for (Index r = plan.expert_offsets(e); r < plan.expert_offsets(e + 1); ++r) sum += RouterReal<T>(rows(r, i));
     gradient(e, i) = T(RouterReal<T>(gradient(e, i)) + sum);
   }
 };
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

@@ -17,34 +17,28 @@ namespace kernels::cpu {
 
 /// Tile sizes: `rows` x `columns` of C a work item, `block` of the sum at a
 /// time, `panel` x `width` in registers.
-template <class T> struct Tile {
-  static constexpr Index panel = 6, width = 128 / sizeof(T), rows = 48,
-                         columns = 2 * width, block = 256;
+template <class T>
+struct Tile {
+  static constexpr Index panel = 6, width = 128 / sizeof(T), rows = 48, columns = 2 * width, block = 256;
 };
 
 /// Packs `count` rows of an operand, [first, first + count), and `depth` of its
 /// sum into panels of `height` rows, zeros behind the end: packed[panel][k][row
 /// in panel].
 template <Index height, class T>
-inline void pack(const Operand<T> &from, Index first, Index count,
-                 Index sum_begin, Index depth, T *packed) {
-  for (Index begin = 0; begin < count;
-       begin += height, packed += height * depth) {
+inline void pack(const Operand<T>& from, Index first, Index count, Index sum_begin, Index depth, T* packed) {
+  for (Index begin = 0; begin < count; begin += height, packed += height * depth) {
     const Index live = std::min(height, count - begin);
-    const T *base = from.data + (first + begin) * from.row_stride +
-                    sum_begin * from.sum_stride;
-    if (live < height)
-      std::fill(packed, packed + height * depth, T(0));
+    const T* base = from.data + (first + begin) * from.row_stride + sum_begin * from.sum_stride;
+    if (live < height) std::fill(packed, packed + height * depth, T(0));
     if (from.row_stride == 1) {
       for (Index k = 0; k < depth; ++k) {
-        for (Index i = 0; i < live; ++i)
-          packed[k * height + i] = base[i + k * from.sum_stride];
+        for (Index i = 0; i < live; ++i) packed[k * height + i] = base[i + k * from.sum_stride];
       }
     } else {
       for (Index i = 0; i < live; ++i) {
-        const T *row = base + i * from.row_stride;
-        for (Index k = 0; k < depth; ++k)
-          packed[k * height + i] = row[k * from.sum_stride];
+        const T* row = base + i * from.row_stride;
+        for (Index k = 0; k < depth; ++k) packed[k * height + i] = row[k * from.sum_stride];
       }
     }
   }
@@ -52,34 +46,31 @@ inline void pack(const Operand<T> &from, Index first, Index count,
 
 /// sums (panel, width) += a panel times a panel.
 template <class T>
-inline void micro_kernel(const T *__restrict a, const T *__restrict b,
-                         Index depth, T *__restrict sums) {
+inline void micro_kernel(const T* __restrict a, const T* __restrict b, Index depth, T* __restrict sums) {
   constexpr Index panel = Tile<T>::panel, width = Tile<T>::width;
   T local[panel][width];
   for (Index i = 0; i < panel; ++i) {
-    for (Index j = 0; j < width; ++j)
-      local[i][j] = sums[i * width + j];
+    for (Index j = 0; j < width; ++j) local[i][j] = sums[i * width + j];
   }
   for (Index k = 0; k < depth; ++k) {
 #pragma GCC unroll 6
     for (Index i = 0; i < panel; ++i) {
       const T factor = a[k * panel + i];
 #pragma GCC unroll 64
-      for (Index j = 0; j < width; ++j)
-        local[i][j] += factor * b[k * width + j];
+      for (Index j = 0; j < width; ++j) local[i][j] += factor * b[k * width + j];
     }
   }
   for (Index i = 0; i < panel; ++i) {
-    for (Index j = 0; j < width; ++j)
-      sums[i * width + j] = local[i][j];
+    for (Index j = 0; j < width; ++j) sums[i * width + j] = local[i][j];
   }
 }
 
-template <class T> struct MultiplyTile {
+template <class T>
+struct MultiplyTile {
   using S = Tile<T>;
   Product<T> product;
   Index row_tiles,
-      column_tiles; // row tiles over all experts (a bound), column tiles of C
+      column_tiles;  // row tiles over all experts (a bound), column tiles of C
 
   void operator()(Index item) const {
     Index row_tile = item / column_tiles;
@@ -90,43 +81,35 @@ template <class T> struct MultiplyTile {
     // tile falls to.
     for (Index tiles = tiles_of(p); row_tile >= tiles; tiles = tiles_of(p)) {
       row_tile -= tiles;
-      if (++e == product.experts)
-        return;
+      if (++e == product.experts) return;
       p = product.of(e);
     }
-    if (p.m > 0 && p.n > 0)
-      tile(p, row_tile * S::rows, column);
+    if (p.m > 0 && p.n > 0) tile(p, row_tile * S::rows, column);
   }
 
-private:
-  static Index tiles_of(const Product<T> &p) {
-    return (p.m + S::rows - 1) / S::rows;
-  }
+ private:
+  static Index tiles_of(const Product<T>& p) { return (p.m + S::rows - 1) / S::rows; }
 
-  static void tile(const Product<T> &p, Index row, Index column) {
+  static void tile(const Product<T>& p, Index row, Index column) {
     constexpr Index panels = S::rows / S::panel, strips = S::columns / S::width;
     alignas(64) T a[S::rows * S::block];
     alignas(64) T b[S::columns * S::block];
     alignas(64) T sums[panels * strips][S::panel * S::width] = {};
-    const Index height = std::min(S::rows, p.m - row),
-                breadth = std::min(S::columns, p.n - column);
-    const Index live_panels = (height + S::panel - 1) / S::panel,
-                live_strips = (breadth + S::width - 1) / S::width;
+    const Index height = std::min(S::rows, p.m - row), breadth = std::min(S::columns, p.n - column);
+    const Index live_panels = (height + S::panel - 1) / S::panel, live_strips = (breadth + S::width - 1) / S::width;
     for (Index k = 0; k < p.sum; k += S::block) {
       const Index depth = std::min(S::block, p.sum - k);
       pack<S::panel>(p.a, row, height, k, depth, a);
       pack<S::width>(p.b, column, breadth, k, depth, b);
       for (Index j = 0; j < live_strips; ++j) {
         for (Index i = 0; i < live_panels; ++i)
-          micro_kernel(a + i * S::panel * depth, b + j * S::width * depth,
-                       depth, sums[i * strips + j]);
+          micro_kernel(a + i * S::panel * depth, b + j * S::width * depth, depth, sums[i * strips + j]);
       }
     }
     for (Index i = 0; i < height; ++i) {
-      T *c = p.c + (row + i) * p.n + column;
+      T* c = p.c + (row + i) * p.n + column;
       for (Index j = 0; j < breadth; ++j) {
-        const T sum = sums[i / S::panel * strips + j / S::width]
-                          [i % S::panel * S::width + j % S::width];
+        const T sum = sums[i / S::panel * strips + j / S::width][i % S::panel * S::width + j % S::width];
         c[j] = p.accumulate ? c[j] + sum : sum;
       }
     }
@@ -136,21 +119,18 @@ private:
 /// Runs a product on a host space: threads take tiles of C, never parts of a
 /// sum.
 template <class Space, class T>
-void multiply(const Space &space, const Product<T> &product) {
+void multiply(const Space& space, const Product<T>& product) {
   using S = Tile<T>;
   const Index column_tiles = (product.n + S::columns - 1) / S::columns;
   Index row_tiles = (product.m + S::rows - 1) / S::rows;
   if (product.offsets != nullptr)
-    row_tiles = product.cut_sum ? row_tiles * product.experts
-                                : row_tiles + product.experts;
-  Kokkos::parallel_for(
-      "moe::cpu::multiply",
-      Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Dynamic>>(
-          space, 0, row_tiles * column_tiles)
-          .set_chunk_size(1),
-      MultiplyTile<T>{product, row_tiles, column_tiles});
+    row_tiles = product.cut_sum ? row_tiles * product.experts : row_tiles + product.experts;
+  Kokkos::parallel_for("moe::cpu::multiply",
+                       Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Dynamic>>(space, 0, row_tiles * column_tiles)
+                           .set_chunk_size(1),
+                       MultiplyTile<T>{product, row_tiles, column_tiles});
 }
 
-} // namespace kernels::cpu
+}  // namespace kernels::cpu
 
 MOE_NAMESPACE_END

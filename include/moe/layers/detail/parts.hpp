@@ -21,21 +21,25 @@ inline std::uint64_t next_layer_id() {
 
 /// The parameters of each branch, one after another; names are told apart by
 /// the branch's own `name`.
-template <class Branches, class T, class Space> struct BranchParameters;
+template <class Branches, class T, class Space>
+struct BranchParameters;
 template <class T, class Space>
 struct BranchParameters<List<>, T, Space> : NoParameters {};
 template <class First, class... Rest, class T, class Space>
 struct BranchParameters<List<First, Rest...>, T, Space> {
   typename First::template Parameters<T, Space> first;
   BranchParameters<List<Rest...>, T, Space> rest;
-  template <class F, class... Same> static void visit(F &&f, Same &...same) {
+  template <class F, class... Same>
+  static void visit(F&& f, Same&... same) {
     decltype(first)::visit(Prefixed{f, First::name}, same.first...);
     decltype(rest)::visit(f, same.rest...);
   }
 };
 
-template <class Branches, class T, class Space> struct BranchSaved;
-template <class T, class Space> struct BranchSaved<List<>, T, Space> {};
+template <class Branches, class T, class Space>
+struct BranchSaved;
+template <class T, class Space>
+struct BranchSaved<List<>, T, Space> {};
 template <class First, class... Rest, class T, class Space>
 struct BranchSaved<List<First, Rest...>, T, Space> {
   typename First::template Saved<T, Space> first;
@@ -43,61 +47,49 @@ struct BranchSaved<List<First, Rest...>, T, Space> {
 };
 
 template <class Values, class Parameters>
-void allocate_branches(List<>, const Values &, const ExpertShape &,
-                       Parameters &) {}
+void allocate_branches(List<>, const Values&, const ExpertShape&, Parameters&) {}
 template <class First, class... Rest, class Values, class T, class Space>
-void allocate_branches(
-    List<First, Rest...>, const Values &values, const ExpertShape &shape,
-    BranchParameters<List<First, Rest...>, T, Space> &parameters) {
-  parameters.first =
-      std::get<First>(values).template parameters<T, Space>(shape);
+void allocate_branches(List<First, Rest...>, const Values& values, const ExpertShape& shape,
+                       BranchParameters<List<First, Rest...>, T, Space>& parameters) {
+  parameters.first = std::get<First>(values).template parameters<T, Space>(shape);
   allocate_branches(List<Rest...>{}, values, shape, parameters.rest);
 }
 
-template <class Values, class Context, class Batch, class Parameters,
-          class View, class Saved>
-void forward_branches(List<>, const Values &, Context &, const Batch &,
-                      const Parameters &, const View &, Saved &) {}
-template <class First, class... Rest, class Values, class Context, class Batch,
-          class Parameters, class View, class Saved>
-void forward_branches(List<First, Rest...>, const Values &values, Context &ctx,
-                      const Batch &batch, const Parameters &parameters,
-                      const View &y, Saved &saved) {
+template <class Values, class Context, class Batch, class Parameters, class View, class Saved>
+void forward_branches(List<>, const Values&, Context&, const Batch&, const Parameters&, const View&, Saved&) {}
+template <class First, class... Rest, class Values, class Context, class Batch, class Parameters, class View,
+          class Saved>
+void forward_branches(List<First, Rest...>, const Values& values, Context& ctx, const Batch& batch,
+                      const Parameters& parameters, const View& y, Saved& saved) {
   std::get<First>(values).forward(ctx, batch, parameters.first, y, saved.first);
-  forward_branches(List<Rest...>{}, values, ctx, batch, parameters.rest, y,
-                   saved.rest);
+  forward_branches(List<Rest...>{}, values, ctx, batch, parameters.rest, y, saved.rest);
 }
 
-template <class Values, class Context, class Batch, class DY, class Parameters,
-          class Saved, class View>
-void backward_branches(List<>, const Values &, Context &, const Batch &,
-                       const DY &, const Parameters &, Saved &, const View &,
-                       Parameters &) {}
-template <class First, class... Rest, class Values, class Context, class Batch,
-          class DY, class Parameters, class Saved, class View>
-void backward_branches(List<First, Rest...>, const Values &values, Context &ctx,
-                       const Batch &batch, const DY &dy,
-                       const Parameters &parameters, Saved &saved,
-                       const View &dx, Parameters &gradients) {
-  std::get<First>(values).backward(ctx, batch, dy, parameters.first,
-                                   saved.first, dx, gradients.first);
-  backward_branches(List<Rest...>{}, values, ctx, batch, dy, parameters.rest,
-                    saved.rest, dx, gradients.rest);
+template <class Values, class Context, class Batch, class DY, class Parameters, class Saved, class View>
+void backward_branches(List<>, const Values&, Context&, const Batch&, const DY&, const Parameters&, Saved&, const View&,
+                       Parameters&) {}
+template <class First, class... Rest, class Values, class Context, class Batch, class DY, class Parameters, class Saved,
+          class View>
+void backward_branches(List<First, Rest...>, const Values& values, Context& ctx, const Batch& batch, const DY& dy,
+                       const Parameters& parameters, Saved& saved, const View& dx, Parameters& gradients) {
+  std::get<First>(values).backward(ctx, batch, dy, parameters.first, saved.first, dx, gradients.first);
+  backward_branches(List<Rest...>{}, values, ctx, batch, dy, parameters.rest, saved.rest, dx, gradients.rest);
 }
 
 /// Runs f(loss, number) for each loss.
 template <class Values, class F>
-void each_loss(List<>, const Values &, const F &, Index = 0) {}
+void each_loss(List<>, const Values&, const F&, Index = 0) {}
 template <class First, class... Rest, class Values, class F>
-void each_loss(List<First, Rest...>, const Values &values, const F &f,
-               Index number = 0) {
+void each_loss(List<First, Rest...>, const Values& values, const F& f, Index number = 0) {
   f(std::get<First>(values), number);
   each_loss(List<Rest...>{}, values, f, number + 1);
 }
 
-template <class L> inline constexpr int length = 0;
-template <class... Ts> inline constexpr int length<List<Ts...>> = sizeof...(Ts);
+template <class L>
+inline constexpr int length = 0;
+template <class... Ts>
+inline constexpr int length<List<Ts...>> = sizeof...(Ts);
 
-} // namespace detail
+}  // namespace detail
 
 MOE_NAMESPACE_END

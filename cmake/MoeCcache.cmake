@@ -1,0 +1,27 @@
+# Through ccache a second build from scratch takes seconds. Its cache lies with the dependencies.
+
+find_program(MOE_CCACHE_PROGRAM ccache HINTS ${MOE_DEPS_DIR}/debian/usr/bin)
+if(NOT MOE_CCACHE_PROGRAM AND MOE_FETCH)
+  moe_debian_packages(libhiredis0.14 ccache)
+  find_program(MOE_CCACHE_PROGRAM ccache HINTS ${MOE_DEPS_DIR}/debian/usr/bin)
+endif()
+
+if(MOE_CCACHE_PROGRAM)
+  set(_environment CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime)
+  if(NOT DEFINED ENV{CCACHE_DIR})
+    list(APPEND _environment CCACHE_DIR=${MOE_DEPS_DIR}/ccache)
+  endif()
+  if(MOE_CCACHE_PROGRAM MATCHES "^${MOE_DEPS_DIR}")
+    list(APPEND _environment
+         LD_LIBRARY_PATH=${MOE_DEPS_DIR}/debian/usr/lib/${CMAKE_LIBRARY_ARCHITECTURE})
+  endif()
+  set(_launcher ${CMAKE_COMMAND} -E env ${_environment} ${MOE_CCACHE_PROGRAM})
+  execute_process(COMMAND ${_launcher} --version RESULT_VARIABLE _failed OUTPUT_QUIET ERROR_QUIET)
+  if(NOT _failed)
+    set(CMAKE_CXX_COMPILER_LAUNCHER ${_launcher})
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${_launcher})
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+    endif()
+  endif()
+endif()

@@ -1,0 +1,63 @@
+# Debian packages, downloaded by apt-get and unpacked into MOE_DEPS_DIR/debian. Nothing is installed,
+# and no root rights are needed. Other releases and machines go on to the upstream repositories.
+
+# name version architecture SHA-256, of Debian 12
+set(MOE_DEBIAN_PACKAGES
+  "libeigen3-dev 3.4.0-4 all 1a167bb381acb90c1d8450a8f3e66a09d216dbc64b33ac8a082a0912513ef939"
+  "libcli11-dev 2.1.2+ds-1 all f1f6ee9ec053e0e0bcec47345e241b6a8ee006321248b4329e9ce88d2b4b64a8"
+  "nlohmann-json3-dev 3.11.2-2 all ec57940def6b6186c30be0e0ee81d1e58f86d11a54a145b28686a1e3e4aae801"
+  "libfmt-dev 9.1.0+ds1-2 amd64 c8fa00dd0269e6eda9fd06668df3d720de4b5a1f647dcd3c6e0ba63f0cbf2150"
+  "libfmt9 9.1.0+ds1-2 amd64 c3d405b6eabb1a521b60a57509826707f0e6f92b41cdfaae06bf1d7c37da2166"
+  "catch2 2.13.10-1 amd64 0b32d3017609fecef1ecb0827729c2f3cda61332dd1f50da73ea9066fb4fc7ca"
+  "librapidcheck-dev 0~1033-08b5058-3 amd64 7ad14dec6eee6c387669faaa83500579c260c73558867ddd202eb095acb59a34"
+  "ccache 4.8+really4.7.5-1 amd64 d6562e03b90d4bbe299966117aef44975f57bea8270c233b1d71f1e6ba157e7d"
+  "libhiredis0.14 0.14.1-3 amd64 61f25d841052ad6cd6adfa9fad050345ea1047abc6ea79f931ab1a9ed55af3ae")
+
+# moe_debian_packages(name...): says so and returns where one cannot be had.
+function(moe_debian_packages)
+  find_program(MOE_APT_GET apt-get)
+  find_program(MOE_DPKG dpkg)
+  mark_as_advanced(MOE_APT_GET MOE_DPKG)
+  if(NOT MOE_APT_GET OR NOT MOE_DPKG)
+    return()
+  endif()
+  foreach(name IN LISTS ARGN)
+    set(row ${MOE_DEBIAN_PACKAGES})
+    list(FILTER row INCLUDE REGEX "^${name} ")
+    string(REPLACE " " ";" row "${row}")
+    list(GET row 1 version)
+    list(GET row 2 architecture)
+    list(GET row 3 sha256)
+    set(archive ${MOE_DEPS_DIR}/debian/archives/${name}_${version}_${architecture}.deb)
+    if(NOT EXISTS ${archive})
+      _moe_apt_download(${name}=${version})
+    endif()
+    if(NOT EXISTS ${archive})
+      message(STATUS "moe: Debian's ${name} ${version} is not to be had here")
+      return()
+    endif()
+    file(SHA256 ${archive} found)
+    if(NOT found STREQUAL sha256)
+      file(REMOVE ${archive})
+      message(FATAL_ERROR "${archive} has SHA-256 ${found}, expected ${sha256}; it was removed")
+    endif()
+    execute_process(COMMAND ${MOE_DPKG} -x ${archive} ${MOE_DEPS_DIR}/debian COMMAND_ERROR_IS_FATAL ANY)
+    message(STATUS "moe: unpacked ${name} ${version} from Debian")
+  endforeach()
+endfunction()
+
+# Tries the system's package lists first, then lists of our own where those are empty or out of date.
+function(_moe_apt_download package)
+  set(apt ${MOE_DEPS_DIR}/debian/apt)
+  file(MAKE_DIRECTORY ${MOE_DEPS_DIR}/debian/archives ${apt}/lists/partial ${apt}/cache/archives/partial)
+  set(quiet WORKING_DIRECTORY ${MOE_DEPS_DIR}/debian/archives OUTPUT_QUIET ERROR_QUIET)
+  execute_process(COMMAND ${MOE_APT_GET} -q download ${package} RESULT_VARIABLE failed ${quiet})
+  if(failed)
+    set(private -q -o Dir::State::lists=${apt}/lists -o Dir::Cache=${apt}/cache -o APT::Sandbox::User=)
+    if(NOT EXISTS ${apt}/updated)
+      execute_process(COMMAND ${MOE_APT_GET} ${private} update RESULT_VARIABLE failed ${quiet})
+      file(TOUCH ${apt}/updated)
+    endif()
+    execute_process(COMMAND ${MOE_APT_GET} ${private} download ${package} ${quiet})
+  endif()
+endfunction()

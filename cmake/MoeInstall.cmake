@@ -1,0 +1,15 @@
+include(CMakePackageConfigHelpers)
+
+set(_package_dir lib/cmake/moe)
+configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/moeConfig.cmake.in
+                              ${CMAKE_CURRENT_BINARY_DIR}/moeConfig.cmake
+                              INSTALL_DESTINATION ${_package_dir})
+# Before 1.0 a minor version may change the interface.
+write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/moeConfigVersion.cmake
+                                 COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+
+install(TARGETS moe EXPORT moeTargets)
+install(EXPORT moeTargets NAMESPACE moe:: DESTINATION ${_package_dir})
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/moeConfig.cmake
+              ${CMAKE_CURRENT_BINARY_DIR}/moeConfigVersion.cmake DESTINATION ${_package_dir})
+install(DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/include/moe DESTINATION include)

@@ -1,0 +1,102 @@
+# Kokkos is built once for each compiler and set of backends, and shared by all presets.
+
+set(MOE_KOKKOS_SDIST_VERSION 4.7.0)
+set(MOE_KOKKOS_SDIST pygenten==0.1.5) # this source distribution carries the whole of Kokkos 4.7.0
+set(MOE_KOKKOS_SDIST_FILE pygenten-0.1.5.tar.gz)
+set(MOE_KOKKOS_SDIST_SHA256 e620f05c742905e2db705d875f1cac92ef0ed453f9e6734e9beda26cc0f9cce7)
+set(MOE_KOKKOS_UPSTREAM https://github.com/kokkos/kokkos.git 4.7.01)
+
+function(_moe_kokkos_options out_name out_options)
+  set(name ${CMAKE_CXX_COMPILER_ID}-${CMAKE_CXX_COMPILER_VERSION})
+  set(options -DKokkos_ENABLE_SERIAL=ON)
+  if(MOE_CUDA)
+    string(APPEND name -cuda-${CMAKE_CUDA_COMPILER_VERSION}-sm${CMAKE_CUDA_ARCHITECTURES})
+    list(APPEND options -DKokkos_ENABLE_CUDA=ON -DKokkos_ENABLE_COMPILE_AS_CMAKE_LANGUAGE=ON
+         -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER} -DCMAKE_CUDA_STANDARD=20
+         -DCMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES}
+         -DCMAKE_CUDA20_STANDARD_COMPILE_OPTION=-std=c++20
+         -DCMAKE_CUDA20_EXTENSION_COMPILE_OPTION=-std=c++20)
+  else()
+    find_package(OpenMP QUIET COMPONENTS CXX)
+    if(OpenMP_CXX_FOUND)
+      string(APPEND name -openmp)
+      list(APPEND options -DKokkos_ENABLE_OPENMP=ON)
+    endif()
+  endif()
+  string(TOLOWER ${name} name)
+  set(${out_name} ${name} PARENT_SCOPE)
+  set(${out_options} ${options} PARENT_SCOPE)
+endfunction()
+
+# Leaves the source tree in `source`, or an empty string where PyPI is out of reach.
+function(_moe_kokkos_from_pypi source)
+  set(tree ${MOE_DEPS_DIR}/src/kokkos-${MOE_KOKKOS_SDIST_VERSION})
+  set(${source} "" PARENT_SCOPE)
+  if(NOT EXISTS ${tree}/CMakeLists.txt)
+    set(archives ${MOE_DEPS_DIR}/archives)
+    set(archive ${archives}/${MOE_KOKKOS_SDIST_FILE})
+    if(NOT EXISTS ${archive})
+      message(STATUS "moe: downloading Kokkos ${MOE_KOKKOS_SDIST_VERSION} (17 MB)")
+      find_program(MOE_PYTHON NAMES python3 python)
+      if(NOT MOE_PYTHON)
+        message(STATUS "moe: Python is missing; install it with: sudo apt-get install python3-pip")
+        return()
+      endif()
+      # pip checks the hash before it looks into the archive.
+      file(WRITE ${archives}/requirements.txt
+           "${MOE_KOKKOS_SDIST} --hash=sha256:${MOE_KOKKOS_SDIST_SHA256}\n")
+      execute_process(COMMAND ${MOE_PYTHON} -m pip download -q --disable-pip-version-check --no-deps
+                              --no-binary :all: --require-hashes -r requirements.txt
+                      WORKING_DIRECTORY ${archives} RESULT_VARIABLE failed
+                      OUTPUT_FILE pip.log ERROR_FILE pip.log)
+      if(failed)
+        message(STATUS "moe: pip cannot download ${MOE_KOKKOS_SDIST} (see ${archives}/pip.log); "
+                       "a missing pip is installed with: sudo apt-get install python3-pip")
+        return()
+      endif()
+    endif()
+    file(SHA256 ${archive} found)
+    if(NOT found STREQUAL MOE_KOKKOS_SDIST_SHA256)
+      file(REMOVE ${archive})
+      message(FATAL_ERROR "${archive} has SHA-256 ${found}, expected ${MOE_KOKKOS_SDIST_SHA256}; "
+                          "it was removed")
+    endif()
+    string(REPLACE .tar.gz "" inside ${MOE_KOKKOS_SDIST_FILE})
+    set(unpacked ${MOE_DEPS_DIR}/work/${inside})
+    file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${MOE_DEPS_DIR}/work
+         PATTERNS ${inside}/tpls/kokkos/*)
+    include(MoeKokkosCuda13)
+    moe_patch_kokkos_for_cuda13(${unpacked}/tpls/kokkos)
+    file(MAKE_DIRECTORY ${MOE_DEPS_DIR}/src)
+    file(RENAME ${unpacked}/tpls/kokkos ${tree})
+    file(REMOVE_RECURSE ${unpacked})
+  endif()
+  set(${source} ${tree} PARENT_SCOPE)
+endfunction()
+
+macro(moe_kokkos)
+  if(NOT TARGET Kokkos::kokkos)
+    _moe_kokkos_options(_kokkos_name _kokkos_options)
+    set(_kokkos_prefix ${MOE_DEPS_DIR}/kokkos-${_kokkos_name})
+    list(PREPEND CMAKE_PREFIX_PATH ${_kokkos_prefix})
+    _moe_find(Kokkos 4.5)
+    if(NOT Kokkos_FOUND AND MOE_FETCH)
+      _moe_kokkos_from_pypi(_kokkos_source)
+      if(NOT _kokkos_source)
+        moe_clone(kokkos ${MOE_KOKKOS_UPSTREAM})
+        set(_kokkos_source ${MOE_DEPS_DIR}/src/kokkos)
+      endif()
+      message(STATUS "moe: building Kokkos for ${_kokkos_name} (once; under two minutes)")
+      moe_install_source(kokkos-${_kokkos_name} ${_kokkos_source} ${_kokkos_prefix} ${_kokkos_options})
+      _moe_find(Kokkos 4.5)
+    endif()
+    if(NOT Kokkos_FOUND)
+      message(FATAL_ERROR "Kokkos 4.5 or newer was not found and could not be fetched; "
+                          "install it and pass -DKokkos_ROOT=<its prefix>")
+    endif()
+  endif()
+  if(MOE_CUDA AND NOT "CUDA" IN_LIST Kokkos_DEVICES)
+    message(FATAL_ERROR "The Kokkos in ${Kokkos_DIR} is built without CUDA; "
+                        "hide it with -DCMAKE_DISABLE_FIND_PACKAGE_Kokkos=OFF -DKokkos_ROOT=<another>")
+  endif()
+endmacro()
