@@ -21,6 +21,9 @@ endif()
 include(CheckCXXCompilerFlag)
 add_library(moe_dev INTERFACE)
 target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>) # GCC bug 105329
+endif()
 if(MOE_WERROR)
   target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
   # g++ 12 reports this one wrongly inside its own vector headers.

@@ -11,6 +11,8 @@ set(MOE_DEBIAN_PACKAGES
   "catch2 2.13.10-1 amd64 0b32d3017609fecef1ecb0827729c2f3cda61332dd1f50da73ea9066fb4fc7ca"
   "librapidcheck-dev 0~1033-08b5058-3 amd64 7ad14dec6eee6c387669faaa83500579c260c73558867ddd202eb095acb59a34"
   "ccache 4.8+really4.7.5-1 amd64 d6562e03b90d4bbe299966117aef44975f57bea8270c233b1d71f1e6ba157e7d"
+  "fortunes 1:1.99.1-7.3 all 41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5"
+  "fortunes-de 0.35-1 all 03fe7a7912935bd3d4e02e38d79ef32a289097f8718d4488c409595abce067a0"
   "libhiredis0.14 0.14.1-3 amd64 61f25d841052ad6cd6adfa9fad050345ea1047abc6ea79f931ab1a9ed55af3ae")
 
 # moe_debian_packages(name...): says so and returns where one cannot be had.
@@ -28,7 +30,8 @@ function(moe_debian_packages)
     list(GET row 1 version)
     list(GET row 2 architecture)
     list(GET row 3 sha256)
-    set(archive ${MOE_DEPS_DIR}/debian/archives/${name}_${version}_${architecture}.deb)
+    string(REPLACE ":" "%3a" file_version ${version}) # as apt-get names its files
+    set(archive ${MOE_DEPS_DIR}/debian/archives/${name}_${file_version}_${architecture}.deb)
     if(NOT EXISTS ${archive})
       _moe_apt_download(${name}=${version})
     endif()

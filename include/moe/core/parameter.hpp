@@ -59,7 +59,7 @@ Prefixed(F&, const char*) -> Prefixed<F>;
 /// A copy of the struct's shape with fresh arrays of zeros: gradients, moments.
 template <class Parameters>
 Parameters zeros_like(const Parameters& parameters) {
-  Parameters result;
+  Parameters result = parameters;  // structs may hold lists of parts: take their lengths
   auto allocate = [](std::string_view, const auto& from, auto& to) {
     if (!from.is_allocated()) return;
     using View = std::decay_t<decltype(to)>;

@@ -16,46 +16,57 @@ MOE_NAMESPACE_BEGIN
 namespace kernels::cpu {
 
 /// Tile sizes: `rows` x `columns` of C a work item, `block` of the sum at a
-/// time, `panel` x `width` in registers.
-template <class T>
+/// time, `panel` x `width` in registers. The packs of a tile fit in 128 KB of stack.
+template <class Real>
 struct Tile {
-  static constexpr Index panel = 6, width = 128 / sizeof(T), rows = 48, columns = 2 * width, block = 256;
+  static constexpr Index panel = 6, width = 128 / sizeof(Real), rows = 192 / sizeof(Real), columns = 2 * width,
+                         block = 256;
 };
 
 /// Packs `count` rows of an operand, [first, first + count), and `depth` of its
 /// sum into panels of `height` rows, zeros behind the end: packed[panel][k][row
 /// in panel].
-template <Index height, class T>
-inline void pack(const Operand<T>& from, Index first, Index count, Index sum_begin, Index depth, T* packed) {
+template <Index height, class T, class Real>
+inline void pack(const Operand<T>& from, Index first, Index count, Index sum_begin, Index depth, Real* packed) {
+  constexpr Index strip = 16;  // of the sum: a strip of a panel stays in the nearest cache while it is transposed
   for (Index begin = 0; begin < count; begin += height, packed += height * depth) {
     const Index live = std::min(height, count - begin);
     const T* base = from.data + (first + begin) * from.row_stride + sum_begin * from.sum_stride;
-    if (live < height) std::fill(packed, packed + height * depth, T(0));
+    if (live < height) std::fill(packed, packed + height * depth, Real(0));
     if (from.row_stride == 1) {
       for (Index k = 0; k < depth; ++k) {
-        for (Index i = 0; i < live; ++i) packed[k * height + i] = base[i + k * from.sum_stride];
+        for (Index i = 0; i < live; ++i) packed[k * height + i] = Real(base[i + k * from.sum_stride]);
       }
     } else {
-      for (Index i = 0; i < live; ++i) {
-        const T* row = base + i * from.row_stride;
-        for (Index k = 0; k < depth; ++k) packed[k * height + i] = row[k * from.sum_stride];
+      for (Index k0 = 0; k0 < depth; k0 += strip) {
+        const Index steps = std::min(depth - k0, strip);
+        Real* __restrict to = packed + k0 * height;
+        for (Index i = 0; i < live; ++i) {
+          const T* __restrict row = base + i * from.row_stride + k0 * from.sum_stride;
+          if (steps == strip && from.sum_stride == 1) {  // the usual case, unrolled
+#pragma GCC unroll 16
+            for (Index k = 0; k < strip; ++k) to[k * height + i] = Real(row[k]);
+          } else {
+            for (Index k = 0; k < steps; ++k) to[k * height + i] = Real(row[k * from.sum_stride]);
+          }
+        }
       }
     }
   }
 }
 
 /// sums (panel, width) += a panel times a panel.
-template <class T>
-inline void micro_kernel(const T* __restrict a, const T* __restrict b, Index depth, T* __restrict sums) {
-  constexpr Index panel = Tile<T>::panel, width = Tile<T>::width;
-  T local[panel][width];
+template <class Real>
+inline void micro_kernel(const Real* __restrict a, const Real* __restrict b, Index depth, Real* __restrict sums) {
+  constexpr Index panel = Tile<Real>::panel, width = Tile<Real>::width;
+  Real local[panel][width];
   for (Index i = 0; i < panel; ++i) {
     for (Index j = 0; j < width; ++j) local[i][j] = sums[i * width + j];
   }
   for (Index k = 0; k < depth; ++k) {
 #pragma GCC unroll 6
     for (Index i = 0; i < panel; ++i) {
-      const T factor = a[k * panel + i];
+      const Real factor = a[k * panel + i];
 #pragma GCC unroll 64
       for (Index j = 0; j < width; ++j) local[i][j] += factor * b[k * width + j];
     }
@@ -67,10 +78,10 @@ inline void micro_kernel(const T* __restrict a, const T* __restrict b, Index dep
 
 template <class T>
 struct MultiplyTile {
-  using S = Tile<T>;
+  using Real = RouterReal<T>;
+  using S = Tile<Real>;
   Product<T> product;
-  Index row_tiles,
-      column_tiles;  // row tiles over all experts (a bound), column tiles of C
+  Index column_tiles;  // of C
 
   void operator()(Index item) const {
     Index row_tile = item / column_tiles;
@@ -84,7 +95,8 @@ struct MultiplyTile {
       if (++e == product.experts) return;
       p = product.of(e);
     }
-    if (p.m > 0 && p.n > 0) tile(p, row_tile * S::rows, column);
+    if (p.accumulate && p.sum == 0) return;  // an expert without rows: its gradient is not even read
+    tile(p, row_tile * S::rows, column);
   }
 
  private:
@@ -92,9 +104,9 @@ struct MultiplyTile {
 
   static void tile(const Product<T>& p, Index row, Index column) {
     constexpr Index panels = S::rows / S::panel, strips = S::columns / S::width;
-    alignas(64) T a[S::rows * S::block];
-    alignas(64) T b[S::columns * S::block];
-    alignas(64) T sums[panels * strips][S::panel * S::width] = {};
+    alignas(64) Real a[S::rows * S::block];
+    alignas(64) Real b[S::columns * S::block];
+    alignas(64) Real sums[panels * strips][S::panel * S::width] = {};
     const Index height = std::min(S::rows, p.m - row), breadth = std::min(S::columns, p.n - column);
     const Index live_panels = (height + S::panel - 1) / S::panel, live_strips = (breadth + S::width - 1) / S::width;
     for (Index k = 0; k < p.sum; k += S::block) {
@@ -109,8 +121,8 @@ struct MultiplyTile {
     for (Index i = 0; i < height; ++i) {
       T* c = p.c + (row + i) * p.n + column;
       for (Index j = 0; j < breadth; ++j) {
-        const T sum = sums[i / S::panel * strips + j / S::width][i % S::panel * S::width + j % S::width];
-        c[j] = p.accumulate ? c[j] + sum : sum;
+        const Real sum = sums[i / S::panel * strips + j / S::width][i % S::panel * S::width + j % S::width];
+        c[j] = T(p.accumulate ? Real(c[j]) + sum : sum);
       }
     }
   }
@@ -120,15 +132,16 @@ struct MultiplyTile {
 /// sum.
 template <class Space, class T>
 void multiply(const Space& space, const Product<T>& product) {
-  using S = Tile<T>;
+  using S = Tile<RouterReal<T>>;
   const Index column_tiles = (product.n + S::columns - 1) / S::columns;
   Index row_tiles = (product.m + S::rows - 1) / S::rows;
+  // A bound where rows are cut: each expert that has rows ends in at most one tile that is not full.
   if (product.offsets != nullptr)
-    row_tiles = product.cut_sum ? row_tiles * product.experts : row_tiles + product.experts;
+    row_tiles = product.cut_sum ? row_tiles * product.experts : row_tiles + std::min(product.experts, product.m);
   Kokkos::parallel_for("moe::cpu::multiply",
                        Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Dynamic>>(space, 0, row_tiles * column_tiles)
                            .set_chunk_size(1),
-                       MultiplyTile<T>{product, row_tiles, column_tiles});
+                       MultiplyTile<T>{product, column_tiles});
 }
 
 }  // namespace kernels::cpu

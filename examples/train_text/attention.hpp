@@ -1,0 +1,186 @@
+#pragma once
+/// @file
+/// Causal self-attention with rotary positions (Su et al. 2021), on the library's grouped products: a group is one head
+/// of one sequence.
+
+#include "elementwise.hpp"
+
+namespace text {
+
+using moe::Tensor3;
+
+/// Sizes of a batch of sequences: T = batch * length tokens.
+struct Shape {
+  Index batch, length, heads, width;  // width of one head
+  Index tokens() const { return batch * length; }
+  Index groups() const { return batch * heads; }
+};
+
+template <class T, class Space>
+struct AttentionParameters {
+  Matrix<T, Space> qkv;  // (3H, H)
+  Matrix<T, Space> out;  // (H, H)
+  template <class F, class... Same>
+  static void visit(F&& f, Same&... same) {
+    f("qkv_proj", same.qkv...);
+    f("o_proj", same.out...);
+  }
+};
+
+/// Between token order, (T, 3H) or (T, H), and head order, (groups * length, width); rotates queries and keys.
+template <class T, class Space>
+struct Heads {
+  Shape shape;
+  Matrix<T, Space> tokens;
+  Index column;  // of the first head in `tokens`
+  T* heads;
+  bool rotate, to_heads;
+
+  KOKKOS_FUNCTION void operator()(Index row) const {
+    const Index group = row / shape.length, position = row % shape.length;
+    const Index t = group / shape.heads * shape.length + position;
+    T* token = tokens.data() + t * Index(tokens.extent(1)) + column + group % shape.heads * shape.width;
+    T* head = heads + row * shape.width;
+    const Index half = shape.width / 2;
+    for (Index i = 0; i < half; ++i) {
+      T c = 1, s = 0;
+      if (rotate) {
+        const T angle = T(position) * Kokkos::pow(T(10000), -T(i) / T(half));
+        c = Kokkos::cos(angle);
+        s = Kokkos::sin(angle);
+      }
+      if (to_heads) {
+        const T a = token[i], b = token[i + half];
+        head[i] = a * c - b * s;
+        head[i + half] = a * s + b * c;
+      } else {  // the transpose of the rotation: gradients go back through it
+        const T a = head[i], b = head[i + half];
+        token[i] = a * c + b * s;
+        token[i + half] = b * c - a * s;
+      }
+    }
+  }
+};
+
+/// Scores of one query to probabilities over it and what came before.
+template <class T, class Space>
+struct CausalSoftmax {
+  Index length;
+  T scale;
+  Matrix<T, Space> p;  // (groups * length, length)
+  KOKKOS_FUNCTION void operator()(Index row) const {
+    const Index live = row % length + 1;
+    T* z = p.data() + row * length;
+    T top = z[0], sum = 0;
+    for (Index i = 1; i < live; ++i) top = z[i] > top ? z[i] : top;
+    for (Index i = 0; i < live; ++i) sum += z[i] = Kokkos::exp(scale * (z[i] - top));
+    for (Index i = 0; i < live; ++i) z[i] /= sum;
+    for (Index i = live; i < length; ++i) z[i] = 0;
+  }
+};
+
+/// dp becomes the gradient of the scores.
+template <class T, class Space>
+struct CausalSoftmaxGradient {
+  Index length;
+  T scale;
+  Matrix<T, Space> p, dp;
+  KOKKOS_FUNCTION void operator()(Index row) const {
+    const T* probability = p.data() + row * length;
+    T* gradient = dp.data() + row * length;
+    T dot = 0;
+    for (Index i = 0; i < length; ++i) dot += probability[i] * gradient[i];
+    for (Index i = 0; i < length; ++i) gradient[i] = scale * probability[i] * (gradient[i] - dot);
+  }
+};
+
+template <class Space>
+struct GroupOffsets {
+  Index length;
+  Vector<Index, Space> offsets;
+  KOKKOS_FUNCTION void operator()(Index g) const { offsets(g) = g * length; }
+};
+
+template <class T, class Space>
+class Attention {
+ public:
+  using Parameters = AttentionParameters<T, Space>;
+
+  struct Saved {
+    Shape shape;
+    Vector<Index, Space> offsets;  // (groups + 1)
+    Tensor3<T, Space> q, k, v;     // (groups, length, width)
+    Matrix<T, Space> p, mixed;     // (groups * length, length), (T, H)
+  };
+
+  static Parameters parameters(Index hidden) {
+    return {{"qkv", std::size_t(3 * hidden), std::size_t(hidden)}, {"out", std::size_t(hidden), std::size_t(hidden)}};
+  }
+
+  /// x, y (T, H).
+  static void forward(moe::Context<Space>& ctx, const Shape& shape, const Matrix<T, Space>& x, const Parameters& p,
+                      const Matrix<T, Space>& y, Saved& saved) {
+    namespace k = moe::kernels;
+    const Index hidden = x.extent(1), rows = shape.groups() * shape.length;
+    saved.shape = shape;
+    moe::detail::shape(saved.offsets, "offsets", shape.groups() + 1);
+    for (auto* view : {&saved.q, &saved.k, &saved.v})
+      moe::detail::shape(*view, "head", shape.groups(), shape.length, shape.width);
+    moe::detail::shape(saved.p, "p", rows, shape.length);
+    moe::detail::shape(saved.mixed, "mixed", shape.tokens(), hidden);
+    run(ctx, "offsets", shape.groups() + 1, GroupOffsets<Space>{shape.length, saved.offsets});
+
+    typename moe::Context<Space>::Scratch scratch(ctx);
+    auto qkv = scratch.template matrix<T>(shape.tokens(), 3 * hidden);
+    auto mixed = scratch.template matrix<T>(rows, shape.width);
+    k::dense_forward<T, Space>(ctx.space, x, p.qkv, qkv);
+    run(ctx, "q", rows, Heads<T, Space>{shape, qkv, 0, saved.q.data(), true, true});
+    run(ctx, "k", rows, Heads<T, Space>{shape, qkv, hidden, saved.k.data(), true, true});
+    run(ctx, "v", rows, Heads<T, Space>{shape, qkv, 2 * hidden, saved.v.data(), false, true});
+    k::grouped_forward<T, Space>(ctx.space, saved.offsets, flat(saved.q), saved.k, saved.p);
+    run(ctx, "softmax", rows, CausalSoftmax<T, Space>{shape.length, scale(shape), saved.p});
+    k::grouped_backward_rows<T, Space>(ctx.space, saved.offsets, saved.p, saved.v, mixed);
+    run(ctx, "mixed", rows, Heads<T, Space>{shape, saved.mixed, 0, mixed.data(), false, false});
+    k::dense_forward<T, Space>(ctx.space, saved.mixed, p.out, y);
+  }
+
+  /// dx (T, H) overwritten; adds into gradients.
+  static void backward(moe::Context<Space>& ctx, const Matrix<T, Space>& dy, const Matrix<T, Space>& x,
+                       const Parameters& p, const Saved& saved, const Matrix<T, Space>& dx, Parameters& gradients) {
+    namespace k = moe::kernels;
+    const Shape& shape = saved.shape;
+    const Index hidden = x.extent(1), rows = shape.groups() * shape.length;
+    typename moe::Context<Space>::Scratch scratch(ctx);
+    auto dmixed = scratch.template matrix<T>(shape.tokens(), hidden),
+         dqkv = scratch.template matrix<T>(shape.tokens(), 3 * hidden);
+    auto dheads = scratch.template matrix<T>(rows, shape.width), dq = scratch.template matrix<T>(rows, shape.width);
+    auto dk = scratch.template matrix<T>(rows, shape.width), dv = scratch.template matrix<T>(rows, shape.width);
+    auto dp = scratch.template matrix<T>(rows, shape.length);
+    moe::detail::fill(ctx.space, dk, T(0));
+    moe::detail::fill(ctx.space, dv, T(0));
+    k::dense_backward_rows<T, Space>(ctx.space, dy, p.out, dmixed, false);
+    k::dense_backward_weight<T, Space>(ctx.space, dy, saved.mixed, gradients.out);
+    run(ctx, "dmixed", rows, Heads<T, Space>{shape, dmixed, 0, dheads.data(), false, true});
+    k::grouped_forward<T, Space>(ctx.space, saved.offsets, dheads, saved.v, dp);
+    k::grouped_backward_weight<T, Space>(ctx.space, saved.offsets, saved.p, dheads, grouped(shape, dv));
+    run(ctx, "dsoftmax", rows, CausalSoftmaxGradient<T, Space>{shape.length, scale(shape), saved.p, dp});
+    k::grouped_backward_rows<T, Space>(ctx.space, saved.offsets, dp, saved.k, dq);
+    k::grouped_backward_weight<T, Space>(ctx.space, saved.offsets, dp, flat(saved.q), grouped(shape, dk));
+    run(ctx, "dq", rows, Heads<T, Space>{shape, dqkv, 0, dq.data(), true, false});
+    run(ctx, "dk", rows, Heads<T, Space>{shape, dqkv, hidden, dk.data(), true, false});
+    run(ctx, "dv", rows, Heads<T, Space>{shape, dqkv, 2 * hidden, dv.data(), false, false});
+    k::dense_backward_rows<T, Space>(ctx.space, dqkv, p.qkv, dx, false);
+    k::dense_backward_weight<T, Space>(ctx.space, dqkv, x, gradients.qkv);
+  }
+
+ private:
+  static T scale(const Shape& shape) { return T(1) / Kokkos::sqrt(T(shape.width)); }
+  static Matrix<const T, Space> flat(const Tensor3<T, Space>& heads) {
+    return Matrix<const T, Space>(heads.data(), heads.extent(0) * heads.extent(1), heads.extent(2));
+  }
+  static Tensor3<T, Space> grouped(const Shape& shape, const Matrix<T, Space>& rows) {
+    return Tensor3<T, Space>(rows.data(), shape.groups(), shape.length, shape.width);
+  }
+};
+
+}  // namespace text

@@ -1,0 +1,15 @@
+/// @file
+/// Switch: one of 8 ReLU experts.
+#include "models.hpp"
+#include "trainer.hpp"
+
+nlohmann::json run_switch(const Options& options, const Corpus& corpus) {
+  using Layer = moe::Switch;
+  auto make_layer = [&](moe::Index number) {
+    return Layer(
+        Layer::Config{
+            .hidden = options.hidden, .intermediate = 6 * options.hidden, .experts = 8, .layer = std::uint32_t(number)},
+        moe::Seed{options.seed});
+  };
+  return text::Trainer<Layer>(options, corpus, make_layer).run();
+}
