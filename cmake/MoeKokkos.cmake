@@ -10,6 +10,15 @@ function(_moe_kokkos_options out_name out_options)
   set(name ${CMAKE_CXX_COMPILER_ID}-${CMAKE_CXX_COMPILER_VERSION})
   set(options -DKokkos_ENABLE_SERIAL=ON)
   if(MOE_CUDA)
+    # Kokkos knows GPUs by name, and cannot ask a machine that has none.
+    foreach(pair 70/VOLTA70 75/TURING75 80/AMPERE80 86/AMPERE86 89/ADA89 90/HOPPER90 100/BLACKWELL100 120/BLACKWELL120)
+      string(REPLACE "/" ";" pair ${pair})
+      list(GET pair 0 number)
+      list(GET pair 1 gpu)
+      if(CMAKE_CUDA_ARCHITECTURES MATCHES "^${number}")
+        list(APPEND options -DKokkos_ARCH_${gpu}=ON)
+      endif()
+    endforeach()
     string(APPEND name -cuda-${CMAKE_CUDA_COMPILER_VERSION}-sm${CMAKE_CUDA_ARCHITECTURES})
     list(APPEND options -DKokkos_ENABLE_CUDA=ON -DKokkos_ENABLE_COMPILE_AS_CMAKE_LANGUAGE=ON
          -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER} -DCMAKE_CUDA_STANDARD=20

@@ -39,6 +39,27 @@ struct GELU {
   }
 };
 
+/// x Phi(x) by its tanh approximation, as in GPT-2, T5 v1.1 and Gemma (Hendrycks and Gimpel 2016).
+struct GELUTanh {
+  using policy = kind::activation;
+  static constexpr bool gated = false;
+  template <class Real>
+  KOKKOS_FUNCTION static Real value(Real x) {
+    return Real(0.5) * x * (Real(1) + tanh_of(x));
+  }
+  template <class Real>
+  KOKKOS_FUNCTION static Real derivative(Real x) {
+    const Real t = tanh_of(x), inner = Real(0.7978845608028654) * (Real(1) + Real(3 * 0.044715) * x * x);
+    return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * inner;
+  }
+
+ private:
+  template <class Real>
+  KOKKOS_FUNCTION static Real tanh_of(Real x) {
+    return Kokkos::tanh(Real(0.7978845608028654) * (x + Real(0.044715) * x * x * x));
+  }
+};
+
 /// x sigmoid(x).
 struct SiLU {
   using policy = kind::activation;
@@ -61,6 +82,11 @@ struct SwiGLU : SiLU {
 
 /// GELU(gate) * up.
 struct GeGLU : GELU {
+  static constexpr bool gated = true;
+};
+
+/// GELUTanh(gate) * up.
+struct GeGLUTanh : GELUTanh {
   static constexpr bool gated = true;
 };
 

@@ -1,0 +1,207 @@
+// The products against plain loops in double, and what they promise about bits.
+#include <moe_test/cases.hpp>
+#include <vector>
+
+#include "moe/kernels/gemm.hpp"
+
+namespace {
+
+using namespace moe_test;
+
+struct Sizes {
+  std::vector<Index> offsets;
+  Index bound, n, k;
+};
+
+// Experts without rows first, last and in between; widths that no vector divides; sums longer than a block.
+const std::vector<Sizes> all_sizes = {{{0, 0, 3, 3, 60, 61, 61}, 70, 13, 7},
+                                      {{0, 1}, 1, 1, 1},
+                                      {{0, 0, 0}, 0, 5, 3},
+                                      {{0, 0, 0}, 4, 5, 3},
+                                      {{0, 300, 301, 301}, 301, 33, 65},
+                                      {{0, 7, 105, 106}, 110, 130, 523}};
+
+template <class View, class Host>
+double largest_difference(const View& result, const Host& expected, Index first, Index last) {
+  const auto got = host(result);
+  double worst = 0;
+  for (Index i = first; i < last; ++i) {
+    const double error = std::abs(double(got.data()[i]) - expected[i]);
+    if (!(error <= worst)) worst = error;
+  }
+  return worst;
+}
+
+template <class View>
+bool all_nan(const View& view, Index first) {
+  const auto values = host(view);
+  return std::all_of(values.data() + first, values.data() + values.size(), [](double x) { return std::isnan(x); });
+}
+
+// Rows behind the last expert's are no one's: NaN there must not spread.
+template <class View>
+void spoil_rows_behind(const View& rows, Index last) {
+  const auto values = host(rows);
+  std::fill(values.data() + last * Index(values.extent(1)), values.data() + values.size(),
+            std::numeric_limits<typename View::value_type>::quiet_NaN());
+  Kokkos::deep_copy(rows, values);
+}
+
+}  // namespace
+
+TEMPLATE_LIST_TEST_CASE("Grouped products agree with plain loops", "", Cases) {
+  using Space = typename TestType::Space;
+  using T = typename TestType::T;
+  using M = moe::Matrix<T, Space>;
+  using W = moe::Tensor3<T, Space>;
+  const Space space{};
+  for (const Sizes& sizes : all_sizes) {
+    const Index experts = Index(sizes.offsets.size()) - 1, last = sizes.offsets.back(), n = sizes.n, k = sizes.k;
+    CAPTURE(sizes.bound, n, k);
+    const auto offsets = indices<Space>(sizes.offsets);
+    const auto rows = random<M>(1, sizes.bound, k);
+    const auto dout = random<M>(2, sizes.bound, n);
+    const auto weight = random<W>(3, experts, n, k);
+    spoil_rows_behind(rows, last);
+    spoil_rows_behind(dout, last);
+    const auto x = host(rows);
+    const auto dy = host(dout);
+    const auto w = host(weight);
+    std::vector<double> y(last * n), dx(last * k), dw(experts * n * k, 0.5);
+    for (Index e = 0; e < experts; ++e) {
+      for (Index r = sizes.offsets[e]; r < sizes.offsets[e + 1]; ++r) {
+        for (Index i = 0; i < n; ++i) {
+          for (Index j = 0; j < k; ++j) {
+            y[r * n + i] += double(x(r, j)) * double(w(e, i, j));
+            dx[r * k + j] += double(dy(r, i)) * double(w(e, i, j));
+            dw[(e * n + i) * k + j] += double(dy(r, i)) * double(x(r, j));
+          }
+        }
+      }
+    }
+
+    const auto out = nans<M>(sizes.bound, n);
+    moe::kernels::grouped_forward<T, Space>(space, offsets, rows, weight, out);
+    CHECK(largest_difference(out, y, 0, last * n) <= tolerance<T>(k));
+    CHECK(all_nan(out, last * n));
+
+    const auto drows = nans<M>(sizes.bound, k);
+    moe::kernels::grouped_backward_rows<T, Space>(space, offsets, dout, weight, drows);
+    CHECK(largest_difference(drows, dx, 0, last * k) <= tolerance<T>(n));
+    CHECK(all_nan(drows, last * k));
+
+    const auto dweight = filled<W>(0.5, experts, n, k);
+    moe::kernels::grouped_backward_weight<T, Space>(space, offsets, dout, rows, dweight);
+    CHECK(largest_difference(dweight, dw, 0, experts * n * k) <= tolerance<T>(last));
+    const auto added = host(dweight);
+    for (Index e = 0; e < experts; ++e) {
+      if (sizes.offsets[e] != sizes.offsets[e + 1]) continue;
+      CHECK(std::all_of(added.data() + e * n * k, added.data() + (e + 1) * n * k, [](T g) { return g == T(0.5); }));
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("Dense products agree with plain loops", "", Cases) {
+  using Space = typename TestType::Space;
+  using T = typename TestType::T;
+  using M = moe::Matrix<T, Space>;
+  const Space space{};
+  const Index n = 19, k = 45;
+  for (const Index tokens : {0, 1, 50, 300}) {
+    CAPTURE(tokens);
+    const auto x = random<M>(1, tokens, k), dout = random<M>(2, tokens, n), w = random<M>(3, n, k);
+    const auto hx = host(x), hd = host(dout), hw = host(w);
+    std::vector<double> y(tokens * n), dx(tokens * k), dw(n * k, 0.25);
+    for (Index t = 0; t < tokens; ++t) {
+      for (Index i = 0; i < n; ++i) {
+        for (Index j = 0; j < k; ++j) {
+          y[t * n + i] += double(hx(t, j)) * double(hw(i, j));
+          dx[t * k + j] += double(hd(t, i)) * double(hw(i, j));
+          dw[i * k + j] += double(hd(t, i)) * double(hx(t, j));
+        }
+      }
+    }
+    const auto out = nans<M>(tokens, n), gradient = nans<M>(tokens, k), dweight = filled<M>(0.25, n, k);
+    moe::kernels::dense_forward<T, Space>(space, x, w, out);
+    CHECK(largest_difference(out, y, 0, tokens * n) <= tolerance<T>(k));
+    moe::kernels::dense_backward_rows<T, Space>(space, dout, w, gradient, false);
+    CHECK(largest_difference(gradient, dx, 0, tokens * k) <= tolerance<T>(n));
+    moe::kernels::dense_backward_rows<T, Space>(space, dout, w, gradient, true);
+    for (double& d : dx) d *= 2;
+    CHECK(largest_difference(gradient, dx, 0, tokens * k) <= 2 * tolerance<T>(n));
+    moe::kernels::dense_backward_weight<T, Space>(space, dout, x, dweight);
+    CHECK(largest_difference(dweight, dw, 0, n * k) <= tolerance<T>(tokens));
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("A row's product does not depend on the rows around it", "", Cases) {
+  using Space = typename TestType::Space;
+  using T = typename TestType::T;
+  using M = moe::Matrix<T, Space>;
+  using W = moe::Tensor3<T, Space>;
+  const Space space{};
+  const Index bound = 109, n = 70, k = 300;
+  const auto rows = random<M>(1, bound, k), out = nans<M>(bound, n), drows = nans<M>(bound, k);
+  const auto dout = random<M>(2, bound, n);
+  const auto weight = random<W>(3, 3, n, k);
+  const auto offsets = indices<Space>({0, 1, 101, 109});
+  moe::kernels::grouped_forward<T, Space>(space, offsets, rows, weight, out);
+  moe::kernels::grouped_backward_rows<T, Space>(space, offsets, dout, weight, drows);
+  for (const Index r : {Index(0), Index(1), Index(53), Index(100), Index(108)}) {
+    CAPTURE(r);
+    const Index e = r < 1 ? 0 : r < 101 ? 1 : 2;
+    const auto pick = Kokkos::pair<Index, Index>(r, r + 1);
+    const auto own_out = nans<M>(1, n), own_drows = nans<M>(1, k), row = M("row", 1, k), drow = M("drow", 1, n);
+    Kokkos::deep_copy(row, Kokkos::subview(rows, pick, Kokkos::ALL));
+    Kokkos::deep_copy(drow, Kokkos::subview(dout, pick, Kokkos::ALL));
+    std::vector<Index> alone(4, 0);
+    for (Index i = e + 1; i < 4; ++i) alone[i] = 1;
+    moe::kernels::grouped_forward<T, Space>(space, indices<Space>(alone), row, weight, own_out);
+    moe::kernels::grouped_backward_rows<T, Space>(space, indices<Space>(alone), drow, weight, own_drows);
+    CHECK(same_bits(own_out, Kokkos::subview(out, pick, Kokkos::ALL)));
+    CHECK(same_bits(own_drows, Kokkos::subview(drows, pick, Kokkos::ALL)));
+  }
+}
+
+#if defined(KOKKOS_ENABLE_SERIAL) && defined(KOKKOS_ENABLE_OPENMP)
+TEMPLATE_TEST_CASE("Many threads give the bits of one", "", float, double) {
+  using M = moe::Matrix<TestType, Kokkos::Serial>;
+  using W = moe::Tensor3<TestType, Kokkos::Serial>;
+  const Index bound = 211, n = 90, k = 310;
+  const auto rows = random<M>(1, bound, k), dout = random<M>(2, bound, n);
+  const auto weight = random<W>(3, 4, n, k);
+  const auto offsets = indices<Kokkos::Serial>({0, 100, 100, 103, 211});
+  const auto out = nans<M>(bound, n), many_out = nans<M>(bound, n);
+  const auto dweight = filled<W>(0, 4, n, k), many_dweight = filled<W>(0, 4, n, k);
+  moe::kernels::grouped_forward<TestType, Kokkos::Serial>({}, offsets, rows, weight, out);
+  moe::kernels::grouped_forward<TestType, Kokkos::OpenMP>({}, offsets, rows, weight, many_out);
+  moe::kernels::grouped_backward_weight<TestType, Kokkos::Serial>({}, offsets, dout, rows, dweight);
+  moe::kernels::grouped_backward_weight<TestType, Kokkos::OpenMP>({}, offsets, dout, rows, many_dweight);
+  CHECK(same_bits(out, many_out));
+  CHECK(same_bits(dweight, many_dweight));
+}
+#endif
+
+TEMPLATE_LIST_TEST_CASE("The portable products are right wherever they run", "", Cases) {
+  using Space = typename TestType::Space;
+  using T = typename TestType::T;
+  using M = moe::Matrix<T, Space>;
+  using W = moe::Tensor3<T, Space>;
+  using P = moe::kernels::Product<T>;
+  const Space space{};
+  const Index bound = 70, n = 13, k = 21, last = 61;
+  const auto offsets = indices<Space>({0, 0, 3, 3, 60, last});
+  const auto rows = random<M>(1, bound, k), dout = random<M>(2, bound, n);
+  const auto weight = random<W>(3, 5, n, k);
+  const auto out = nans<M>(bound, n), fast = nans<M>(bound, n);
+  const auto dweight = filled<W>(0, 5, n, k), fast_dweight = filled<W>(0, 5, n, k);
+  moe::kernels::portable::multiply(space, P::over_rows(offsets.data(), 5, bound, n, k, {rows.data(), k, 1, 0},
+                                                       {weight.data(), k, 1, n * k}, out.data(), false));
+  moe::kernels::portable::multiply(
+      space, P::over_sum(offsets.data(), 5, n, k, {dout.data(), 1, n, 0}, {rows.data(), 1, k, 0}, dweight.data()));
+  moe::kernels::grouped_forward<T, Space>(space, offsets, rows, weight, fast);
+  moe::kernels::grouped_backward_weight<T, Space>(space, offsets, dout, rows, fast_dweight);
+  CHECK(largest_difference(out, host(fast).data(), 0, last * n) <= tolerance<T>(k));
+  CHECK(all_nan(out, last * n));
+  CHECK(largest_difference(dweight, host(fast_dweight).data(), 0, 5 * n * k) <= tolerance<T>(last));
+}
