@@ -1,7 +1,7 @@
 #pragma once
 /// @file
-/// The whole library, in the order in which data flows through it. io/ is not
-/// among it: include what you need of it.
+/// The whole library, in the order in which data flows through it. Beside it stand moe/io/ for files and
+/// moe/core/interop.hpp for Eigen and std::span.
 
 #include "moe/version.hpp"
 
@@ -10,7 +10,6 @@
 #include "moe/core/batch.hpp"
 #include "moe/core/context.hpp"
 #include "moe/core/error.hpp"
-#include "moe/core/interop.hpp"
 #include "moe/core/parameter.hpp"
 
 // Tokens to choices and weights

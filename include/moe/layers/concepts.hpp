@@ -114,7 +114,7 @@ struct CheckMatrix {
   static_assert(is_view,
                 "moe::MoELayer: tokens must be a Kokkos view of shape "
                 "(T, H): moe::Matrix<T, Space>, or wrap "
-                "your memory with moe::as_matrix.");
+                "your memory with moe::as_matrix (moe/core/interop.hpp).");
   static_assert(!is_view || L::rank,
                 "moe::MoELayer: tokens must have rank 2, "
                 "(T, H). Flatten batch and sequence.");
