@@ -11,11 +11,13 @@ execute_process(COMMAND ${COMPILER} @${FLAGS} ${SOURCE} RESULT_VARIABLE failed
 if(NOT failed)
   message(FATAL_ERROR "It compiles, and should not")
 endif()
+string(REPLACE ";" "," output "${output}") # CMake would take it for the end of an item
 string(REGEX MATCHALL "[^\n]*error: [^\n]*" errors "${output}")
 list(LENGTH errors count)
 if(NOT count EQUAL 1)
   message(FATAL_ERROR "Expected one error, got ${count}:\n${output}")
 endif()
+string(REPLACE ";" "," phrase "${phrase}")
 string(FIND "${errors}" "${phrase}" at)
 if(at EQUAL -1)
   message(FATAL_ERROR "The error does not say \"${phrase}\":\n${errors}")

@@ -62,7 +62,6 @@ struct CheckLayerPolicy {
                 "rows, plan, parameters, out, saved) const` and "
                 "`backward(ctx, dout, plan, parameters, rows, saved, drows, "
                 "gradients) const`.");
-  static constexpr bool valid = fits_layer<P>;
 };
 
 template <int routers, int experts, int capacities, int spaces, int precisions>
@@ -82,7 +81,6 @@ struct CheckLayerCounts {
   static_assert(precisions <= 1,
                 "moe::MoELayer: two Precision<...> are given; "
                 "a layer has one. Keep one of them.");
-  static constexpr bool valid = true;
 };
 
 template <class Value, bool known>

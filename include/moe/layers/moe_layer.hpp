@@ -40,12 +40,11 @@ struct MoEConfig {
 /// experts run on them, and y is the weighted sum plus the branches.
 template <class... Policies>
 class MoELayer {
-  static constexpr bool valid =
-      (detail::CheckLayerPolicy<Policies>::valid && ... && true) &&
-      detail::CheckLayerCounts<
-          detail::count_kind<kind::router, Policies...>, detail::count_kind<kind::experts, Policies...>,
-          detail::count_kind<kind::capacity, Policies...>, detail::count_kind<kind::space, Policies...>,
-          detail::count_kind<kind::precision, Policies...>>::valid;
+  static_assert((sizeof(detail::CheckLayerPolicy<Policies>) + ... +
+                 sizeof(detail::CheckLayerCounts<
+                        detail::count_kind<kind::router, Policies...>, detail::count_kind<kind::experts, Policies...>,
+                        detail::count_kind<kind::capacity, Policies...>, detail::count_kind<kind::space, Policies...>,
+                        detail::count_kind<kind::precision, Policies...>>)) > 0);
   template <class P, class Default>
   using Valid = std::conditional_t<detail::fits_layer<P>, P, Default>;
 

@@ -138,7 +138,6 @@ struct CheckRouterPolicy {
                 "KOKKOS_FUNCTION `apply(const Team&, Row<Real> "
                 "weights) const` and `pullback(const Team&, Row<const Real> "
                 "before, Row<Real> gradient) const`.");
-  static constexpr bool valid = fits_router<P>;
 };
 
 /// Says that a single-choice category was given twice.
@@ -156,7 +155,6 @@ struct CheckRouterCounts {
   static_assert(sources <= 1,
                 "moe::Router: two logit sources are given; a "
                 "router has one. Keep one of them.");
-  static constexpr bool valid = scorings <= 1 && selections <= 1 && balancers <= 1 && sources <= 1;
 };
 
 /// A value given to a router's constructor that is none of its policies.

@@ -29,11 +29,12 @@ template <class... Policies>
 class Router {
  public:
   using policy = kind::router;
-  static constexpr bool valid =
-      (detail::CheckRouterPolicy<Policies>::valid && ... && true) &&
-      detail::CheckRouterCounts<
-          detail::count_kind<kind::scoring, Policies...>, detail::count_kind<kind::selection, Policies...>,
-          detail::count_kind<kind::balancer, Policies...>, detail::count_kind<kind::logits, Policies...>>::valid;
+  // sizeof makes the compiler look at each argument, and say what is wrong with it.
+  static_assert(
+      (sizeof(detail::CheckRouterPolicy<Policies>) + ... +
+       sizeof(detail::CheckRouterCounts<
+              detail::count_kind<kind::scoring, Policies...>, detail::count_kind<kind::selection, Policies...>,
+              detail::count_kind<kind::balancer, Policies...>, detail::count_kind<kind::logits, Policies...>>)) > 0);
 
   using Source = detail::ValidOr<typename detail::Pick<kind::logits, LinearLogits, Policies...>::type, LinearLogits>;
   using Scoring = detail::ValidOr<typename detail::Pick<kind::scoring, Softmax, Policies...>::type, Softmax>;

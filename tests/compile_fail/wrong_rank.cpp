@@ -1,0 +1,14 @@
+// expect: tokens must have rank 2
+#include <moe/moe.hpp>
+
+#ifdef MOE_COMPILE_FAIL_FIXED
+using Tokens = moe::Matrix<float>;
+#else
+using Tokens = moe::Tensor3<float>;
+#endif
+
+void use(moe::Context<>& ctx, const Tokens& x) {
+  moe::MoELayer<>::Tape tape;
+  moe::MoELayer<> layer(moe::MoEConfig{.hidden = 8, .intermediate = 8, .experts = 4});
+  layer.forward(ctx, x, tape);
+}
