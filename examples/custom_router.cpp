@@ -1,5 +1,5 @@
-// A scoring, a selection and experts of one's own, trained together. Nothing is
-// registered: `policy` names the category.
+// A scoring, a selection and experts of one's own, trained together. Nothing is registered: `policy` names the
+// category.
 #include <iostream>
 #include <moe/moe.hpp>
 
@@ -84,8 +84,7 @@ struct ScaleExperts {
 using Block =
     moe::MoELayer<moe::Router<SoftSign, AboveThreshold, moe::NormalizeSum>, ScaleExperts, moe::SwitchBalanceLoss>;
 
-/// dy = y - 3 x, the gradient of |y - 3 x|^2 / 2; the threads' results stay
-/// apart.
+/// dy = y - 3 x, the gradient of |y - 3 x|^2 / 2; the threads' results stay apart.
 struct Residual {
   moe::Matrix<float> x, y, dy;
   KOKKOS_FUNCTION void operator()(moe::Index i) const {

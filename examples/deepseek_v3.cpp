@@ -1,5 +1,4 @@
-// DeepSeek-V3's balancing at laptop size: the bias on the choice evens out the
-// loads without a strong loss.
+// DeepSeek-V3's balancing at laptop size: the bias on the choice evens out the loads without a strong loss.
 #include <iomanip>
 #include <iostream>
 #include <moe/moe.hpp>
@@ -20,8 +19,7 @@ int main(int argc, char** argv) {
     stats.reset();
     for (int micro = 0; micro < 2; ++micro) {
       moe::fill_normal(ctx.space, x, moe::Seed{2 * ctx.step + micro});
-      // A direction that all tokens share makes some experts everybody's first
-      // choice.
+      // A direction that all tokens share makes some experts everybody's first choice.
       Kokkos::deep_copy(Kokkos::subview(x, Kokkos::ALL, Kokkos::pair<int, int>(0, 8)), 1.0f);
       block.forward(ctx, x, tapes[micro]);
       stats.add(tapes[micro]);

@@ -1,5 +1,4 @@
-// GShard's layer at laptop size: top-2 with groups, capacity, and first choices
-// before second ones.
+// GShard's layer at laptop size: top-2 with groups, capacity, and first choices before second ones.
 #include <iostream>
 #include <moe/moe.hpp>
 

@@ -1,5 +1,4 @@
-// DeepSeek-V3's feed-forward block at laptop size: one training step, the load
-// report, inference.
+// DeepSeek-V3's feed-forward block at laptop size: one training step, the load report, inference.
 #include <iostream>
 #include <moe/moe.hpp>
 
@@ -21,9 +20,8 @@ int main(int argc, char** argv) {
   auto gradients = block.gradients();
   moe::AdamW optimizer(block.parameters);
 
-  auto y = block.forward(ctx, x, tape);  // (T, H)
-  auto dx = block.backward(ctx, y, tape,
-                           gradients);  // adds into gradients; the layer's losses included
+  auto y = block.forward(ctx, x, tape);               // (T, H)
+  auto dx = block.backward(ctx, y, tape, gradients);  // adds into gradients; the layer's losses included
   optimizer.step(ctx, block.parameters, gradients, 1e-3);
   stats.add(tape);              // counts over microbatches
   block.update_balance(stats);  // once a step, after the optimiser

@@ -1,5 +1,4 @@
-// Switch Transformer's layer at laptop size: what the capacity factor and the
-// balance loss do to a skewed batch.
+// Switch Transformer's layer at laptop size: what the capacity factor and the balance loss do to a skewed batch.
 #include <iomanip>
 #include <iostream>
 #include <moe/moe.hpp>

@@ -93,6 +93,17 @@ TEMPLATE_LIST_TEST_CASE("Ids given by hand: duplicates add up, -1 is nothing, an
   }
 }
 
+/// A batch of x whose tokens from `live` on are padding.
+template <class T, class Space>
+moe::Batch<T, Space> padded_behind(const moe::Matrix<T, Space>& x, Index live) {
+  moe::Batch<T, Space> batch;
+  batch.x = x;
+  auto mask = Kokkos::View<std::uint8_t*, Kokkos::HostSpace>("mask", x.extent(0));
+  for (Index t = 0; t < live; ++t) mask(t) = 1;
+  batch.mask = Kokkos::create_mirror_view_and_copy(typename Space::memory_space{}, mask);
+  return batch;
+}
+
 TEMPLATE_LIST_TEST_CASE("Padding changes nothing, counts nowhere and comes out as zero", "", Cases) {
   using T = typename TestType::T;
   using Space = typename TestType::Space;
@@ -106,12 +117,7 @@ TEMPLATE_LIST_TEST_CASE("Padding changes nothing, counts nowhere and comes out a
   typename Layer::Tape alone, padded;
   const auto expected = host(clone(layer.forward(ctx, head, alone)));
 
-  moe::Batch<T, Space> batch;
-  batch.x = x;
-  auto mask = Kokkos::View<std::uint8_t*, Kokkos::HostSpace>("mask", tokens);
-  for (Index t = 0; t < live; ++t) mask(t) = 1;
-  batch.mask = Kokkos::create_mirror_view_and_copy(typename Space::memory_space{}, mask);
-  const auto y = host(layer.forward(ctx, batch, padded));
+  const auto y = host(layer.forward(ctx, padded_behind<T, Space>(x, live), padded));
   for (Index t = 0; t < tokens; ++t) {
     for (Index h = 0; h < config.hidden; ++h) CHECK(y(t, h) == (t < live ? expected(t, h) : T(0)));
   }
@@ -120,6 +126,30 @@ TEMPLATE_LIST_TEST_CASE("Padding changes nothing, counts nowhere and comes out a
   auto gradients = layer.gradients();
   const auto dx = host(layer.backward(ctx, x, padded, gradients));
   for (Index h = 0; h < config.hidden; ++h) CHECK(dx(tokens - 1, h) == T(0));
+}
+
+template <class C, class Layer>
+void padding_leaves_capacity_alone() {
+  using T = typename C::T;
+  using Space = typename C::Space;
+  Layer layer(config, moe::Seed{3});
+  moe::Context<Space> ctx;
+  const Index live = 20, tokens = 50;
+  const auto x = random<moe::Matrix<T, Space>>(1, tokens, config.hidden);
+  typename Layer::Tape alone, padded;
+  const auto expected = host(clone(layer.forward(ctx, moe::Matrix<T, Space>(x.data(), live, config.hidden), alone)));
+  const auto y = host(layer.forward(ctx, padded_behind<T, Space>(x, live), padded));
+  for (Index t = 0; t < live; ++t) {
+    for (Index h = 0; h < config.hidden; ++h) CHECK(y(t, h) == expected(t, h));
+  }
+  CHECK(moe::load_report(padded).kept == moe::load_report(alone).kept);
+}
+
+TEMPLATE_LIST_TEST_CASE("Padding does not raise a capacity", "", Cases) {
+  using Router = moe::Router<moe::Softmax, moe::TopK<2>>;
+  padding_leaves_capacity_alone<TestType, LayerOf<TestType, Router, moe::CapacityPolicy<moe::Drop>>>();
+  padding_leaves_capacity_alone<TestType, LayerOf<TestType, Router, moe::CapacityPolicy<moe::Pad>>>();
+  padding_leaves_capacity_alone<TestType, LayerOf<TestType, moe::Router<moe::Softmax, moe::ExpertChoice>>>();
 }
 
 TEMPLATE_LIST_TEST_CASE("Microbatches keep apart, in any order of backward", "", Cases) {
@@ -179,6 +209,16 @@ std::string message(const F& f) {
   return "nothing was thrown";
 }
 
+/// A selection that chooses an expert there is not.
+struct Astray {
+  using policy = moe::kind::selection;
+  Index choices() const { return 1; }
+  template <class Real>
+  KOKKOS_FUNCTION void select(const moe::Team&, moe::Row<Real> key, moe::Row<moe::ExpertId> chosen) const {
+    chosen[0] = moe::ExpertId(key.size);
+  }
+};
+
 TEST_CASE("Misuse gets a sentence with the numbers") {
   using C = Case<Kokkos::DefaultHostExecutionSpace, float>;
   using Space = C::Space;
@@ -208,6 +248,20 @@ TEST_CASE("Misuse gets a sentence with the numbers") {
              Contains("6 experts do not divide into 4 groups"));
   CHECK_THAT(message([&] { Grouped bad(moe::MoEConfig{.hidden = 8, .intermediate = 8, .experts = 8}); }),
              Contains("leaves 2 experts"));
+  Layer::Tape replay;
+  moe::Batch<float, Space> batch;
+  batch.x = x;
+  const moe::ExpertId good = tape.routing.assignments.expert(5);
+  for (moe::ExpertId bad : {5, -2, 1 << 20}) {
+    tape.routing.assignments.expert(5) = bad;
+    CHECK_THAT(message([&] { layer.forward(ctx, batch, tape.routing, replay); }),
+               Contains("expert that does not exist"));
+    CHECK(tape.routing.assignments.expert(5) == bad);  // the caller's array stays as it was
+  }
+  tape.routing.assignments.expert(5) = good;
+  CHECK_NOTHROW(layer.forward(ctx, batch, tape.routing, replay));
+  LayerOf<C, moe::Router<Astray>> astray(config);
+  CHECK_THAT(message([&] { astray.forward(ctx, x); }), Contains("expert that does not exist"));
   Kokkos::deep_copy(Kokkos::subview(x, 3, Kokkos::ALL), NAN);
   CHECK_THROWS_AS(layer.forward(ctx, x, tape), moe::DataError);
   CHECK_NOTHROW(layer.forward(ctx, M("zeros", 8, 13), tape));  // the flag is down again

@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// How evenly experts are used: counts over microbatches, and a report to print
-/// or to read.
+/// How evenly experts are used: counts over microbatches, and a report to print or to read.
 
 #include <algorithm>
 #include <cmath>
@@ -14,13 +13,11 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// Assignments of each expert, before drops, summed over the microbatches of an
-/// optimiser step. On the device.
+/// Assignments of each expert, before drops, summed over the microbatches of an optimiser step. On the device.
 template <class Space = Kokkos::DefaultExecutionSpace>
 class LoadStatistics {
  public:
-  /// Adds the counts of a forward pass. Recomputed passes must not be added
-  /// twice.
+  /// Adds the counts of a forward pass. Recomputed passes must not be added twice.
   template <class Tape>
   void add(const Tape& tape) {
     add(tape.plan);
@@ -58,14 +55,12 @@ struct LoadReport {
   }
   /// Expert e's part of all assignments.
   double share(Index e) const { return assignments() == 0 ? 0.0 : double(routed[e]) / double(assignments()); }
-  /// max load / mean load - 1 (Wang et al. 2024, "Auxiliary-loss-free load
-  /// balancing", eq. 5): 0 at balance.
+  /// max load / mean load - 1 (Wang et al. 2024, "Auxiliary-loss-free load balancing", eq. 5): 0 at balance.
   double maximum_violation() const {
     if (assignments() == 0) return 0;
     return double(*std::max_element(routed.begin(), routed.end())) * double(experts()) / double(assignments()) - 1;
   }
-  /// Standard deviation over mean of the loads (Shazeer et al. 2017): 0 at
-  /// balance.
+  /// Standard deviation over mean of the loads (Shazeer et al. 2017): 0 at balance.
   double coefficient_of_variation() const {
     if (assignments() == 0) return 0;
     const double mean = double(assignments()) / double(experts());
@@ -73,8 +68,7 @@ struct LoadReport {
     for (Index n : routed) squares += (double(n) - mean) * (double(n) - mean);
     return std::sqrt(squares / double(experts())) / mean;
   }
-  /// Entropy of the shares in units of its maximum, log E: 1 at balance, 0
-  /// where one expert has all.
+  /// Entropy of the shares in units of its maximum, log E: 1 at balance, 0 where one expert has all.
   double entropy() const {
     if (experts() < 2) return 1;
     double sum = 0;
@@ -83,8 +77,7 @@ struct LoadReport {
   }
 };
 
-/// Copies the loads of a tape (or of anything with a `plan`) to the host. Waits
-/// for the device.
+/// Copies the loads of a tape (or of anything with a `plan`) to the host. Waits for the device.
 template <class Tape>
 LoadReport load_report(const Tape& tape);
 

@@ -1,13 +1,11 @@
 #pragma once
 /// @file
-/// Auxiliary losses. Padding is in no count and in no mean; counts are of
-/// choices before drops and carry no gradient.
+/// Auxiliary losses. Padding is in no count and in no mean; counts are of choices before drops and carry no gradient.
 ///
 /// A loss is a struct with `using policy = moe::kind::loss;` and
 ///
-///     value(ctx, batch, routing, slot) const                          // adds
-///     into the double behind slot, on the device backward(ctx, batch, routing,
-///     scale, dscores, dlogits) const    // adds scale * gradient, both (T, E)
+///     value(ctx, batch, routing, slot) const                        // adds to the double behind slot, on the device
+///     backward(ctx, batch, routing, scale, dscores, dlogits) const  // adds scale * gradient, both (T, E)
 ///
 /// Both already hold the loss's coefficient.
 
@@ -15,10 +13,9 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// coefficient * E * sum_e f_e P_e: f_e the share of tokens whose first choice
-/// is e, P_e the mean score (Fedus et al. 2021, Switch Transformer, eq. 4; 1e-2
-/// there; 1 at perfect balance). `count = all` is what transformers computes
-/// for Mixtral (K at balance).
+/// coefficient * E * sum_e f_e P_e: f_e the share of tokens whose first choice is e, P_e the mean score (Fedus et
+/// al. 2021, Switch Transformer, eq. 4; 1e-2 there; 1 at perfect balance). `count = all` is what transformers
+/// computes for Mixtral (K at balance).
 struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-2;
@@ -32,9 +29,8 @@ struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
   detail::BalanceRule rule(double experts, double) const { return {coefficient * experts, count, scope, probability}; }
 };
 
-/// coefficient * 1/E * sum_e (c_e / S) m_e over groups of S tokens: c_e the
-/// first choices of e, m_e the mean gate (Lepikhin et al. 2020, GShard,
-/// algorithm 1).
+/// coefficient * 1/E * sum_e (c_e / S) m_e over groups of S tokens: c_e the first choices of e, m_e the mean gate
+/// (Lepikhin et al. 2020, GShard, algorithm 1).
 struct GShardBalanceLoss : detail::BalanceLossPolicy<GShardBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-2;
@@ -46,8 +42,8 @@ struct GShardBalanceLoss : detail::BalanceLossPolicy<GShardBalanceLoss> {
   }
 };
 
-/// coefficient * sum_e f_e P_e with f_e = E / (K T) * choices of e (Dai et al.
-/// 2024, DeepSeekMoE, eq. 12 to 14; DeepSeek-V2).
+/// coefficient * sum_e f_e P_e with f_e = E / (K T) * choices of e (Dai et al. 2024, DeepSeekMoE, eq. 12 to 14;
+/// DeepSeek-V2).
 struct ExpertBalanceLoss : detail::BalanceLossPolicy<ExpertBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-3;
@@ -58,9 +54,8 @@ struct ExpertBalanceLoss : detail::BalanceLossPolicy<ExpertBalanceLoss> {
   }
 };
 
-/// The same for each sequence, averaged over sequences, with scores normalised
-/// over experts (DeepSeek-V3, eq. 17 to 20; 1e-4 there. With softmax scores it
-/// is DeepSeek-V2's, as those sum to one).
+/// The same for each sequence, averaged over sequences, with scores normalised over experts (DeepSeek-V3, eq. 17 to
+/// 20; 1e-4 there. With softmax scores it is DeepSeek-V2's, as those sum to one).
 struct SequenceBalanceLoss : detail::BalanceLossPolicy<SequenceBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-4;
@@ -71,8 +66,7 @@ struct SequenceBalanceLoss : detail::BalanceLossPolicy<SequenceBalanceLoss> {
   }
 };
 
-/// coefficient * mean over tokens of logsumexp(logits)^2 (Zoph et al. 2022,
-/// ST-MoE, eq. 5; 1e-3 there).
+/// coefficient * mean over tokens of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, eq. 5; 1e-3 there).
 struct RouterZLoss {
   using policy = kind::loss;
   double coefficient = 1e-3;

@@ -1,8 +1,7 @@
 #pragma once
 /// @file
-/// Rows back into token order: the weighted sum, and its gradients. Combine
-/// gathers in choice order, so a token's sum does not depend on threads or on
-/// the batch around it.
+/// Rows back into token order: the weighted sum, and its gradients. Combine gathers in choice order, so a token's
+/// sum does not depend on threads or on the batch around it.
 
 #include "moe/core/context.hpp"
 #include "moe/dispatch/plan.hpp"
@@ -57,8 +56,7 @@ struct AssignmentGradient {
   }
 };
 
-/// For experts without a fused backward: the weight's gradient is dy . out, and
-/// dy is scaled in place.
+/// For experts without a fused backward: the weight's gradient is dy . out, and dy is scaled in place.
 template <class T, class Real, class Space>
 struct WeightedGradientRow {
   Matrix<const T, Space> out;  // (R, H) what the experts gave
@@ -79,8 +77,8 @@ struct WeightedGradientRow {
 
 }  // namespace detail
 
-/// y(t) = sum over t's live rows of weight * rows(r). rows (R, H), weight (A),
-/// y (T, H) overwritten; dropped and masked tokens get zeros.
+/// y(t) = sum over t's live rows of weight * rows(r). rows (R, H), weight (A), y (T, H) overwritten; dropped and
+/// masked tokens get zeros.
 template <class T, class Real, class Space>
 void combine(Context<Space>& ctx, const Matrix<const T, Space>& rows, const Vector<const Real, Space>& weight,
              const DispatchPlan<Space>& plan, const Matrix<T, Space>& y) {
@@ -88,8 +86,7 @@ void combine(Context<Space>& ctx, const Matrix<const T, Space>& rows, const Vect
                        detail::CombineToken<T, Real, Space>{rows, weight, plan, y, false});
 }
 
-/// The backward of gather: dx(t) = sum of its rows' gradients. drows (R, H), dx
-/// (T, H) overwritten.
+/// The backward of gather: dx(t) = sum of its rows' gradients. drows (R, H), dx (T, H) overwritten.
 template <class T, class Space>
 void scatter_add(Context<Space>& ctx, const Matrix<const T, Space>& drows, const DispatchPlan<Space>& plan,
                  const Matrix<T, Space>& dx) {

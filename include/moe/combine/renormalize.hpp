@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// Weights after drops: a token's kept weights scaled up to the sum they had
-/// before (Renormalize::after_drops).
+/// Weights after drops: a token's kept weights scaled up to the sum they had before (Renormalize::after_drops).
 
 #include "moe/core/context.hpp"
 #include "moe/dispatch/plan.hpp"
@@ -10,8 +9,7 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// With S the sum of all of a token's weights and L that of its live ones: w' =
-/// w S / L.
+/// With S the sum of all of a token's weights and L that of its live ones: w' = w S / L.
 template <class Real, class Space>
 struct RenormalizeToken {
   Assignments<Real, Space> assignments;

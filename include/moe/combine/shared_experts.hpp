@@ -2,16 +2,14 @@
 /// @file
 /// `SharedExperts`: experts that every token uses, beside the routed ones.
 ///
-/// A branch is a struct with `using policy = moe::kind::branch;`, `static
-/// constexpr const char* name`, `Parameters`, `Saved`, `parameters`, and
-/// `forward` and `backward` as here, which add to what is there.
+/// A branch is a struct with `using policy = moe::kind::branch;`, `static constexpr const char* name`, `Parameters`,
+/// `Saved`, `parameters`, and `forward` and `backward` as here, which add to what is there.
 
 #include "moe/experts/ffn.hpp"
 
 MOE_NAMESPACE_BEGIN
 
-/// Shared experts added as they are, and times a sigmoid gate of their own
-/// (Qwen2-MoE).
+/// Shared experts added as they are, and times a sigmoid gate of their own (Qwen2-MoE).
 struct NoGate {};
 struct SigmoidGate {};
 
@@ -39,7 +37,7 @@ struct AddBranchRow {
   Vector<const std::uint8_t, Space> mask;
   Matrix<T, Space> y;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    if (mask.data() != nullptr && mask(t) == 0) return;
+    if (is_padding<Space>(mask, t)) return;
     const Real g = gate.data() == nullptr ? Real(1) : gate(t);
     for (Index h = 0; h < Index(y.extent(1)); ++h) y(t, h) += T(g * Real(out(t, h)));
   }
@@ -70,7 +68,7 @@ struct BranchGradientRow {
   Matrix<T, Space> dout;
   Matrix<Real, Space> dlogit;  // (T, 1), or empty
   KOKKOS_FUNCTION void operator()(Index t) const {
-    const bool live = mask.data() == nullptr || mask(t) != 0;
+    const bool live = !is_padding<Space>(mask, t);
     const Real g = gate.data() == nullptr ? Real(1) : gate(t);
     Real dot = 0;
     for (Index h = 0; h < Index(dout.extent(1)); ++h) {
@@ -92,8 +90,8 @@ struct AddRow {
 
 }  // namespace detail
 
-/// n experts in one FFN of width n * I over all tokens (Dai et al. 2024,
-/// DeepSeekMoE, section 3.2). Masked tokens get nothing.
+/// n experts in one FFN of width n * I over all tokens (Dai et al. 2024, DeepSeekMoE, section 3.2). Masked tokens
+/// get nothing.
 template <int n = 1, class Activation = SwiGLU, class Gate = NoGate>
 struct SharedExperts {
   using policy = kind::branch;
@@ -117,9 +115,8 @@ struct SharedExperts {
   struct Saved {
     typename FFN::template Saved<T, Space> ffn;
     detail::EveryToken<Space> every;
-    Matrix<T, Space> out;  ///< (T, H)
-    Matrix<RouterReal<T>, Space> input,
-        gate;  ///< (T, H) and (T, 1), where gated
+    Matrix<T, Space> out;                      ///< (T, H)
+    Matrix<RouterReal<T>, Space> input, gate;  ///< (T, H) and (T, 1), where gated
   };
 
   template <class T, class Space>

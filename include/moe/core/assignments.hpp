@@ -6,8 +6,8 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// The choices of all tokens: token-major, in the order the selection ranks
-/// them. A fixed number K a token is the fast path of ragged lists.
+/// The choices of all tokens: token-major, in the order the selection ranks them. A fixed number K a token is the fast
+/// path of ragged lists.
 template <class Real, class Space = Kokkos::DefaultExecutionSpace>
 struct Assignments {
   Index tokens = 0;

@@ -6,13 +6,11 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// The tokens and what is known about them. All optional but `x`; an
-/// unallocated view means "not given".
+/// The tokens and what is known about them. All optional but `x`; an unallocated view means "not given".
 template <class T, class Space = Kokkos::DefaultExecutionSpace>
 struct Batch {
   Matrix<const T, Space> x;                     ///< (T, H)
-  Vector<const Index, Space> sequence_offsets;  ///< (S+1) first token of each sequence, then T;
-                                                ///< default: one sequence
+  Vector<const Index, Space> sequence_offsets;  ///< (S+1) first token of each sequence, then T; default: one sequence
   Vector<const std::uint8_t, Space> mask;       ///< (T) 0 = padding: id -1, output 0, in no count, no loss
   Vector<const std::int32_t, Space> token_ids;  ///< (T) vocabulary ids, for hash routing
   Vector<const std::int32_t, Space> task_ids;   ///< (S) for task routing
@@ -26,9 +24,8 @@ struct Batch {
   Matrix<const T, Space> for_branches() const { return branch_input.is_allocated() ? branch_input : x; }
 };
 
-/// The tokens that a decision or a mean ranges over: the whole batch, each
-/// sequence, or groups of n tokens. One value shared by expert choice, capacity
-/// and losses.
+/// The tokens that a decision or a mean ranges over: the whole batch, each sequence, or groups of n tokens. One value
+/// shared by expert choice, capacity and losses.
 struct Scope {
   enum class Kind { batch, sequence, tokens } kind = Kind::batch;
   Index tokens_per_group = 0;
@@ -40,8 +37,21 @@ struct Scope {
 
 namespace detail {
 
-/// A Scope resolved for one batch: group g holds the tokens [begin(g), end(g)).
-/// Usable on the device.
+template <class Space>
+KOKKOS_FUNCTION bool is_padding(const Vector<const std::uint8_t, Space>& mask, Index t) {
+  return mask.data() != nullptr && mask(t) == 0;
+}
+
+/// How many tokens of [begin, end) are not padding.
+template <class Space>
+KOKKOS_FUNCTION Index live_tokens(const Vector<const std::uint8_t, Space>& mask, Index begin, Index end) {
+  if (mask.data() == nullptr) return end - begin;
+  Index live = 0;
+  for (Index t = begin; t < end; ++t) live += mask(t) != 0 ? 1 : 0;
+  return live;
+}
+
+/// A Scope resolved for one batch: group g holds the tokens [begin(g), end(g)). Usable on the device.
 template <class Space>
 struct Groups {
   Vector<const Index, Space> offsets;  // where sequences are given
@@ -67,8 +77,7 @@ Groups<Space> groups(const Scope& scope, const Batch<T, Space>& batch) {
   if (scope.kind == Scope::Kind::tokens) {
     require<ConfigError>(scope.tokens_per_group > 0 && tokens % scope.tokens_per_group == 0, "moe::Scope: ", tokens,
                          " tokens do not divide into groups of ", scope.tokens_per_group,
-                         ". Pad the batch (and mask the padding), or choose a group size that "
-                         "divides it.");
+                         ". Pad the batch (and mask the padding), or choose a group size that divides it.");
     return {{}, tokens, scope.tokens_per_group, tokens / scope.tokens_per_group};
   }
   if (scope.kind == Scope::Kind::sequence && batch.sequence_offsets.is_allocated())

@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// What a call runs in: an execution space instance (a stream), scratch memory,
-/// the step number and an error flag.
+/// What a call runs in: an execution space instance (a stream), scratch memory, the step number and an error flag.
 
 #include <algorithm>
 #include <cstddef>
@@ -16,8 +15,7 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Stack-like scratch memory. Grows while a shape is new; when everything is
-/// given back, its blocks become one.
+/// Stack-like scratch memory. Grows while a shape is new; when everything is given back, its blocks become one.
 template <class Space>
 class Arena {
  public:
@@ -56,12 +54,13 @@ class Arena {
 
 }  // namespace detail
 
-/// One for each concurrent caller. `moe::Context ctx;` runs on Kokkos' default
-/// execution space.
+/// What kernels find wrong with the data; bits of Context::flag().
+enum Fault : int { fault_nan = 1, fault_expert_id = 2 };
+
+/// One for each concurrent caller. `moe::Context ctx;` runs on Kokkos' default execution space.
 ///
-/// Layers are const in forward and backward; all scratch memory is the
-/// context's, and the second call of a shape allocates nothing. `step` feeds
-/// the random draws: advance it once an optimiser step.
+/// Layers are const in forward and backward; all scratch memory is the context's, and the second call of a shape
+/// allocates nothing. `step` feeds the random draws: advance it once an optimiser step.
 template <class Space = Kokkos::DefaultExecutionSpace>
 class Context {
  public:
@@ -70,8 +69,7 @@ class Context {
   Space space{};
   std::uint64_t seed = 0;  ///< of noise (jitter and the like), not of weights
   std::uint64_t step = 0;  ///< the optimiser step; part of every random draw's key
-  Index first_token = 0;   ///< number of the batch's first token in this step:
-                           ///< microbatches then draw apart
+  Index first_token = 0;   ///< number of the batch's first token in this step: microbatches then draw apart
   bool training = true;    ///< noise policies act only while training
 
   Context() : flag_(require_kokkos()) {}
@@ -100,11 +98,10 @@ class Context {
     typename detail::Arena<Space>::Mark mark_;
   };
 
-  /// Where kernels note bad data (NaN logits); `check()` turns it into a
-  /// DataError.
+  /// Where kernels note bad data (bits of Fault); `check()` turns it into a DataError.
   Kokkos::View<int, typename Space::memory_space> flag() const { return flag_; }
 
-  /// Throws DataError if a kernel since the last check met NaN. Waits for the
+  /// Throws DataError if a kernel since the last check met NaN logits or an expert that does not exist. Waits for the
   /// device; automatic on host spaces.
   void check() {
     int bad = 0;
@@ -112,14 +109,17 @@ class Context {
     space.fence("moe::Context::check");
     if (bad == 0) return;
     Kokkos::deep_copy(space, flag_, 0);
+    if ((bad & fault_nan) != 0) {
+      throw DataError(
+          "moe: the router's logits hold NaN. Look for NaN in the layer's input or in the router's weight (a learning "
+          "rate that is too large is the usual cause).");
+    }
     throw DataError(
-        "moe: the router's logits hold NaN. Look for NaN in the "
-        "layer's input or in the router's weight "
-        "(a learning rate that is too large is the usual cause).");
+        "moe: a token chose an expert that does not exist. Ids must be 0 to E - 1, or -1 for none: look at the "
+        "selection, or at the routing given to forward. (Those choices counted as none.)");
   }
 
-  /// A value of type `State` kept for `owner` between calls: what inference
-  /// uses instead of a caller's tape.
+  /// A value of type `State` kept for `owner` between calls: what inference uses instead of a caller's tape.
   template <class State>
   State& kept(std::uint64_t owner) {
     std::shared_ptr<void>& slot = kept_[owner];
@@ -129,10 +129,10 @@ class Context {
 
  private:
   static Kokkos::View<int, typename Space::memory_space> require_kokkos() {
-    detail::require<ConfigError>(Kokkos::is_initialized(),
-                                 "moe::Context: Kokkos is not initialised. Put "
-                                 "`Kokkos::ScopeGuard kokkos(argc, argv);` "
-                                 "at the top of main.");
+    detail::require<ConfigError>(
+        Kokkos::is_initialized(),
+        "moe::Context: Kokkos is not initialised. Put `Kokkos::ScopeGuard kokkos(argc, argv);` "
+        "at the top of main.");
     return Kokkos::View<int, typename Space::memory_space>("moe::flag");
   }
 

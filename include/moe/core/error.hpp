@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// Errors: what is wrong, where, the numbers, and what to do. Thrown before
-/// anything is written.
+/// Errors: what is wrong, where, the numbers, and what to do. Thrown before anything is written.
 
 #include <sstream>
 #include <stdexcept>

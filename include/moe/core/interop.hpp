@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// Memory of others as a token matrix, without a copy: std::span with sizes,
-/// and row-major Eigen::Map.
+/// Memory of others as a token matrix, without a copy: std::span with sizes, and row-major Eigen::Map.
 
 #include <Eigen/Core>
 #include <span>
@@ -10,32 +9,25 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// A (rows, columns) matrix over host memory of rows * columns elements,
-/// row-major. Throws ShapeError for another size.
+/// A (rows, columns) matrix over host memory of rows * columns elements, row-major. Throws ShapeError for another size.
 template <class Space = Kokkos::DefaultExecutionSpace, class T>
 Matrix<T, Space> as_matrix(std::span<T> data, Index rows, Index columns) {
-  static_assert(on_host<Space>,
-                "moe::as_matrix: this space cannot reach host "
-                "memory. Copy with Kokkos::deep_copy.");
+  static_assert(on_host<Space>, "moe::as_matrix: this space cannot reach host memory. Copy with Kokkos::deep_copy.");
   detail::require<ShapeError>(rows >= 0 && columns >= 0 && Index(data.size()) == rows * columns,
                               "moe::as_matrix: ", data.size(), " elements are not (", rows, ", ", columns, ").");
   return Matrix<T, Space>(data.data(), rows, columns);
 }
 
-/// The same over an Eigen matrix or map. It must be row-major and without gaps
-/// between rows.
+/// The same over an Eigen matrix or map. It must be row-major and without gaps between rows.
 template <class Space = Kokkos::DefaultExecutionSpace, class Derived>
 auto as_matrix(Eigen::PlainObjectBase<Derived>& eigen) {
   static_assert(Derived::IsRowMajor,
-                "moe::as_matrix: Eigen matrices are column-major by default; "
-                "use Eigen::RowMajor.");
+                "moe::as_matrix: Eigen matrices are column-major by default; use Eigen::RowMajor.");
   return Matrix<typename Derived::Scalar, Space>(eigen.data(), eigen.rows(), eigen.cols());
 }
 template <class Space = Kokkos::DefaultExecutionSpace, class Plain>
 auto as_matrix(const Eigen::Map<Plain>& map) {
-  static_assert(Plain::IsRowMajor,
-                "moe::as_matrix: Eigen matrices are column-major by default; "
-                "use Eigen::RowMajor.");
+  static_assert(Plain::IsRowMajor, "moe::as_matrix: Eigen matrices are column-major by default; use Eigen::RowMajor.");
   return Matrix<typename Plain::Scalar, Space>(const_cast<typename Plain::Scalar*>(map.data()), map.rows(), map.cols());
 }
 

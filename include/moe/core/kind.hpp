@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// The categories of policies. A policy names its own: `using policy =
-/// moe::kind::scoring;`.
+/// The categories of policies. A policy names its own: `using policy = moe::kind::scoring;`.
 
 #include "moe/version.hpp"
 
@@ -9,11 +8,9 @@ MOE_NAMESPACE_BEGIN
 
 namespace kind {
 struct logits {};      ///< LogitSource: tokens to logits (linear, ...)
-struct row_map {};     ///< a map on the router's input or on the logits (jitter,
-                       ///< soft cap, ...); any number
+struct row_map {};     ///< a map on the router's input or on the logits (jitter, soft cap, ...); any number
 struct scoring {};     ///< logits to scores (softmax, sigmoid, ...)
-struct choice_key {};  ///< changes what the selection sees, never a weight
-                       ///< (group limit, ...); any number
+struct choice_key {};  ///< changes what the selection sees, never a weight (group limit, ...); any number
 struct balancer {};    ///< a bias on the choice, updated once a step
 struct selection {};   ///< scores to choices (top-k, expert choice, ...)
 struct weighting {};   ///< scores of the chosen to combine weights (normalise, scale, ...); a chain

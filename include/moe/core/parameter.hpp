@@ -1,14 +1,12 @@
 #pragma once
 /// @file
-/// Parameters: each part keeps its arrays in one plain struct, and the same
-/// struct holds gradients, optimiser moments and the like. `visit` walks any
-/// number of such structs side by side.
+/// Parameters: each part keeps its arrays in one plain struct, and the same struct holds gradients, optimiser
+/// moments and the like. `visit` walks any number of such structs side by side.
 ///
 ///     struct Parameters {
-///       Tensor3<T, Space> weight;                          // (E, out, in)
+///       Tensor3<T, Space> weight;  // (E, out, in)
 ///       template <class F, class... Same>
-///       static void visit(F&& f, Same&... same) { f("weight", same.weight...);
-///       }
+///       static void visit(F&& f, Same&... same) { f("weight", same.weight...); }
 ///     };
 
 #include <cmath>
@@ -28,13 +26,11 @@ struct NoParameters {
 
 /// One array of a layer, as `Layer::visit` hands it over.
 struct ParameterInfo {
-  std::string name;   ///< stable, dotted, as in published checkpoints:
-                      ///< "experts.down_proj"
+  std::string name;   ///< stable, dotted, as in published checkpoints: "experts.down_proj"
   bool decay = true;  ///< matrices decay; biases, norms and other vectors do not
 };
 
-/// What an array's name and rank say: matrices decay; vectors, biases and norms
-/// do not.
+/// What an array's name and rank say: matrices decay; vectors, biases and norms do not.
 template <class View>
 ParameterInfo parameter_info(std::string_view name, const View&) {
   const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
@@ -88,8 +84,7 @@ struct NormalFill {
 
 }  // namespace detail
 
-/// Fills an array with draws from N(0, deviation^2): element i depends on the
-/// seed and i alone.
+/// Fills an array with draws from N(0, deviation^2): element i depends on the seed and i alone.
 template <class Space, class View>
 void fill_normal(const Space& space, const View& view, Seed seed, double deviation = 1, std::uint32_t stream = 0) {
   using T = typename View::non_const_value_type;
@@ -100,8 +95,7 @@ void fill_normal(const Space& space, const View& view, Seed seed, double deviati
 
 namespace detail {
 
-/// Matrices are drawn from N(0, scale^2 / fan_in), vectors start at zero; each
-/// name has its own stream.
+/// Matrices are drawn from N(0, scale^2 / fan_in), vectors start at zero; each name has its own stream.
 template <class Space, class View>
 void initialise(const Space& space, std::string_view name, const View& view, Seed seed, double scale) {
   if (!view.is_allocated() || view.size() == 0) return;

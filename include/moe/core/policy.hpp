@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// Lists of policies given in any order: picking by category, values by type,
-/// and the sentences for misfits.
+/// Lists of policies given in any order: picking by category, values by type, and the sentences for misfits.
 
 #include <Kokkos_Macros.hpp>
 #include <concepts>
@@ -54,8 +53,7 @@ template <class Kind, class... Kept, class First, class... Rest>
 struct Filter<Kind, List<Kept...>, First, Rest...>
     : Filter<Kind, std::conditional_t<is_kind<First, Kind>, List<Kept..., First>, List<Kept...>>, Rest...> {};
 
-/// The position that a policy of a chain asks for: `static constexpr int
-/// order`, 0 where it does not say.
+/// The position that a policy of a chain asks for: `static constexpr int order`, 0 where it does not say.
 template <class P>
 constexpr int order_of() {
   if constexpr (requires { P::order; }) {
@@ -65,8 +63,7 @@ constexpr int order_of() {
   }
 }
 
-/// Policies as a device-friendly chain, those of low `order` first, in given
-/// order among equals.
+/// Policies as a device-friendly chain, those of low `order` first, in given order among equals.
 template <class... Policies>
 struct Chain {
   static constexpr int size = 0;

@@ -1,8 +1,7 @@
 #pragma once
 /// @file
-/// Counter-based random numbers: a draw is a pure function of (seed, step,
-/// layer, purpose, token, index), so it does not depend on threads, on the
-/// batch around a token, or on whether a forward pass is replayed.
+/// Counter-based random numbers: a draw is a pure function of (seed, step, layer, purpose, token, index), so it does
+/// not depend on threads, on the batch around a token, or on whether a forward pass is replayed.
 
 #include "moe/core/types.hpp"
 
@@ -24,8 +23,7 @@ struct RandomKey {
   Purpose purpose = Purpose::user;
 };
 
-/// 32 random bits by Philox4x32-10 (Salmon et al. 2011, "Parallel random
-/// numbers: as easy as 1, 2, 3").
+/// 32 random bits by Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 KOKKOS_INLINE_FUNCTION std::uint32_t random_bits(const RandomKey& key, std::uint64_t token, std::uint32_t index) {
   std::uint32_t counter[4] = {std::uint32_t(token), std::uint32_t(token >> 32), index,
                               std::uint32_t(key.purpose) ^ (key.layer << 8)};

@@ -2,9 +2,8 @@
 /// @file
 /// Views, scalars and the two type policies `On` and `Precision`.
 ///
-/// The letters, declared once: T tokens, H hidden, I intermediate, E experts, K
-/// choices a token, G groups, R rows after dispatch, C capacity, S sequences, A
-/// assignments (T*K where every token has K choices).
+/// The letters, declared once: T tokens, H hidden, I intermediate, E experts, K choices a token, G groups, R rows
+/// after dispatch, C capacity, S sequences, A assignments (T*K where every token has K choices).
 
 #include <Kokkos_Core.hpp>
 #include <cstdint>
@@ -22,8 +21,7 @@ using Index = std::int64_t;
 using ExpertId = std::int32_t;
 inline constexpr ExpertId no_expert = -1;
 
-/// Row-major arrays of rank 1 to 3 in the memory of `Space`.
-/// `Kokkos::View<T**>` is column-major on CUDA: use these.
+/// Row-major arrays of rank 1 to 3 in the memory of `Space`. `Kokkos::View<T**>` is column-major on CUDA: use these.
 template <class T, class Space = Kokkos::DefaultExecutionSpace>
 using Vector = Kokkos::View<T*, Kokkos::LayoutRight, typename Space::memory_space>;
 template <class T, class Space = Kokkos::DefaultExecutionSpace>
@@ -42,8 +40,7 @@ struct On {
   using space = ExecutionSpace;
 };
 
-/// Layer policy: the type parameters and activations are stored in, and the
-/// type sums are kept in.
+/// Layer policy: the type parameters and activations are stored in, and the type sums are kept in.
 template <class Storage, class Accumulate = Storage>
 struct Precision {
   using policy = kind::precision;
@@ -51,13 +48,11 @@ struct Precision {
   using accumulate = Accumulate;
 };
 
-/// The router's arithmetic: f32, or f64 where the tokens are f64 (a bf16 router
-/// changes which experts are chosen).
+/// The router's arithmetic: f32, or f64 where the tokens are f64 (a bf16 router changes which experts are chosen).
 template <class T>
 using RouterReal = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-/// One row of a matrix, as policies see it on any backend: a pointer and a
-/// size.
+/// One row of a matrix, as policies see it on any backend: a pointer and a size.
 template <class T>
 struct Row {
   T* data;
@@ -65,9 +60,8 @@ struct Row {
   KOKKOS_FUNCTION T& operator[](Index i) const { return data[i]; }
 };
 
-/// The threads that share one row. Policies step through a row with `each` and
-/// reduce with `sum` and `max`, and so run unchanged on one thread (as now, on
-/// every backend) or on a warp.
+/// The threads that share one row. Policies step through a row with `each` and reduce with `sum` and `max`, and so
+/// run unchanged on one thread (as now, on every backend) or on a warp.
 struct Team {
   template <class F>
   KOKKOS_FUNCTION void each(Index count, const F& f) const {
@@ -96,8 +90,7 @@ KOKKOS_FUNCTION auto row_of(const View& matrix, Index i) {
   return Row<typename View::value_type>{matrix.data() + i * Index(matrix.extent(1)), Index(matrix.extent(1))};
 }
 
-/// Gives `view` these extents, allocating only when they differ: a second call
-/// of a shape allocates nothing.
+/// Gives `view` these extents, allocating only when they differ: a second call of a shape allocates nothing.
 template <class View, class... Extents>
 void shape(View& view, const char* label, Extents... extents) {
   const Index wanted[] = {Index(extents)...};

@@ -1,11 +1,9 @@
 #pragma once
 /// @file
-/// Capacity: how many assignments an expert takes, and which are dropped when
-/// more ask for it.
+/// Capacity: how many assignments an expert takes, and which are dropped when more ask for it.
 ///
-/// Positions in an expert's queue count every assignment to it, dropped ones
-/// too: since the dropped are always the tail of the queue, this and counting
-/// the kept alone give the same result.
+/// Positions in an expert's queue count every assignment to it, dropped ones too: since the dropped are always the tail
+/// of the queue, this and counting the kept alone give the same result.
 
 #include <cmath>
 
@@ -16,31 +14,25 @@ MOE_NAMESPACE_BEGIN
 
 /// Every assignment is kept.
 struct Dropless {};
-/// Experts take at most C assignments a group; the rest are dropped. Row
-/// extents follow the live rows.
+/// Experts take at most C assignments a group; the rest are dropped. Row extents follow the live rows.
 struct Drop {};
-/// `Drop` with fixed row extents: every expert has exactly G*C rows, the unused
-/// ones padding (row_token -1).
+/// `Drop` with fixed row extents: every expert has exactly G*C rows, the unused ones padding (row_token -1).
 struct Pad {};
 
 /// Who comes first in an expert's queue.
 enum class Priority {
   position,  ///< token order, then choice order (Switch)
-  choice,    ///< all first choices before all second ones, each in token order
-             ///< (GShard)
-  score      ///< by combine weight, largest first; of equal weights the earlier
-             ///< (batch prioritised routing, Riquelme 2021)
+  choice,    ///< all first choices before all second ones, each in token order (GShard)
+  score      ///< by combine weight, largest first, of equal weights the earlier (batch priority, Riquelme et al. 2021)
 };
 
 /// How the capacity factor's product becomes a whole number.
 enum class Rounding { ceiling, floor };
 
-/// When a token's remaining weights are normalised to sum to what they summed
-/// to before its drops.
+/// When a token's remaining weights are normalised to sum to what they summed to before its drops.
 enum class Renormalize { never, after_drops };
 
-/// The capacity of an expert, all of it explicit. `Mode` is Dropless, Drop or
-/// Pad.
+/// The capacity of an expert, all of it explicit. `Mode` is Dropless, Drop or Pad.
 template <class Mode = Dropless>
 struct CapacityPolicy {
   using policy = kind::capacity;
@@ -63,8 +55,7 @@ struct CapacityPolicy {
     detail::require<ConfigError>(minimum >= 0, "moe::CapacityPolicy: minimum is ", minimum, "; it cannot be negative.");
   }
 
-  /// C for a group of n tokens with K choices each (for ragged lists K is their
-  /// mean).
+  /// C for a group of n tokens (padding not counted) with K choices each (for ragged lists K is their mean).
   KOKKOS_FUNCTION Index limit(Index n, double k, Index experts) const {
     if (tokens_per_expert > 0) return tokens_per_expert;
     const double exact = factor * k * double(n) / double(experts);
@@ -77,13 +68,13 @@ struct CapacityPolicy {
 
 namespace detail {
 
-/// Walks the queue of one group in its order and keeps what fits. Serial in a
-/// group, groups side by side.
+/// Walks the queue of one group in its order and keeps what fits. Serial in a group, groups side by side.
 template <class Real, class Space, class Capacity>
 struct KeepInGroup {
   Capacity capacity;
   Groups<Space> groups;
   Assignments<Real, Space> assignments;
+  Vector<const std::uint8_t, Space> mask;
   Index experts;
   double k;
   Vector<Index, Space> order, merge;  // (A) scratch, for priority by score
@@ -120,7 +111,7 @@ struct KeepInGroup {
   KOKKOS_FUNCTION void operator()(Index g) const {
     const Index first = groups.begin(g), last = groups.end(g);
     const Index begin = assignments.begin(first), end = first < last ? assignments.end(last - 1) : begin;
-    const Index limit = capacity.limit(last - first, k, experts);
+    const Index limit = capacity.limit(live_tokens<Space>(mask, first, last), k, experts);
     Index* queue = used.data() + g * experts;
     if (capacity.priority == Priority::choice) {
       Index longest = 0;
@@ -157,8 +148,8 @@ void keep(Context<Space>& ctx, const CapacityPolicy<Mode>& capacity, const Assig
   fill(ctx.space, kept, std::uint8_t(0));
   Kokkos::parallel_for("moe::capacity",
                        Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens() == 0 ? 0 : groups.count),
-                       KeepInGroup<Real, Space, CapacityPolicy<Mode>>{capacity, groups, assignments, experts, k, order,
-                                                                      merge, used, kept});
+                       KeepInGroup<Real, Space, CapacityPolicy<Mode>>{capacity, groups, assignments, batch.mask,
+                                                                      experts, k, order, merge, used, kept});
 }
 
 }  // namespace detail

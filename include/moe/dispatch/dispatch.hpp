@@ -2,28 +2,25 @@
 /// @file
 /// From assignments to a `DispatchPlan`, and gathering rows by it.
 ///
-/// Count, exclusive scan, stable placement in token order: O(A + E), no sort of
-/// keys, no (T, E, C) mask.
+/// Count, exclusive scan, stable placement in token order: O(A + E), no sort of keys, no (T, E, C) mask.
 
 #include "moe/dispatch/capacity.hpp"
 #include "moe/dispatch/plan.hpp"
 
 MOE_NAMESPACE_BEGIN
 
-/// Fills `plan` from a routing's assignments under a capacity. Integer work
-/// only: the same plan for any thread count.
+/// Fills `plan` from a routing's assignments under a capacity. Integer work only: the same plan for any thread count.
 template <class T, class Real, class Space, class Mode>
 void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, const Batch<T, Space>& batch,
               Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan);
 
-/// rows(r) = x(row_token(r)); zeros in padding rows. x (T, H), rows (R, H).
-/// Rows behind the last expert stay as they are.
+/// rows(r) = x(row_token(r)); zeros in padding rows. x (T, H), rows (R, H). Rows behind the last expert stay as they
+/// are.
 template <class T, class Space>
 void gather(Context<Space>& ctx, const Matrix<const T, Space>& x, const DispatchPlan<Space>& plan,
             const Matrix<T, Space>& rows);
 
-/// For teaching and tests: GShard's (T, E, C) mask of one group, 1 where token
-/// t sits at place c of expert e.
+/// For teaching and tests: GShard's (T, E, C) mask of one group, 1 where token t sits at place c of expert e.
 template <class Space>
 Tensor3<float, Space> dispatch_mask(Context<Space>& ctx, const DispatchPlan<Space>& plan, Index capacity);
 
@@ -52,8 +49,7 @@ struct CountChunk {
   }
 };
 
-/// Totals of each expert; live(chunk, e) becomes the number of earlier rows of
-/// e.
+/// Totals of each expert; live(chunk, e) becomes the number of earlier rows of e.
 template <class Space>
 struct ScanChunks {
   Matrix<Index, Space> live, routed;

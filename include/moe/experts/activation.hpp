@@ -2,9 +2,8 @@
 /// @file
 /// Activations of an FFN.
 ///
-/// A plain activation is a struct with `static constexpr bool gated = false`,
-/// `value(x)` and `derivative(x)`; a gated one (hidden = value(gate) * up;
-/// Shazeer 2020, "GLU variants improve transformer") says `gated = true`.
+/// A plain activation is a struct with `static constexpr bool gated = false`, `value(x)` and `derivative(x)`; a
+/// gated one (hidden = value(gate) * up; Shazeer 2020, "GLU variants improve transformer") says `gated = true`.
 
 #include "moe/core/types.hpp"
 

@@ -22,12 +22,10 @@ struct ExpertShape {
 struct NoBias {};
 struct Bias {};
 
-/// out = activation(rows W_up^T) W_down^T, or with a gate: (value(rows
-/// W_gate^T) * rows W_up^T) W_down^T.
+/// out = activation(rows W_up^T) W_down^T, or with a gate: (value(rows W_gate^T) * rows W_up^T) W_down^T.
 ///
-/// Experts of one's own are a struct with `using policy = moe::kind::experts;`,
-/// `Parameters`, `Saved`, `parameters`, `forward` and `backward` as here. With
-/// `backward_weighted` too, the layer need not look at the experts' outputs.
+/// Experts of one's own are a struct with `using policy = moe::kind::experts;`, `Parameters`, `Saved`, `parameters`,
+/// `forward` and `backward` as here. With `backward_weighted` too, the layer need not look at the experts' outputs.
 template <class Activation = SwiGLU, class BiasChoice = NoBias>
 struct ExpertFFN {
   using policy = kind::experts;
@@ -91,8 +89,7 @@ struct ExpertFFN {
     if constexpr (biased) add_bias(ctx, plan, p.down_bias, out);
   }
 
-  /// From dout (R, H), the gradient of out, to drows (R, H), overwritten. Adds
-  /// into gradients.
+  /// From dout (R, H), the gradient of out, to drows (R, H), overwritten. Adds into gradients.
   template <class T, class Space>
   void backward(Context<Space>& ctx, const Matrix<T, Space>& dout, const DispatchPlan<Space>& plan,
                 const Parameters<T, Space>& p, const Matrix<T, Space>& rows, const Saved<T, Space>& saved,
@@ -101,9 +98,8 @@ struct ExpertFFN {
          gradients);
   }
 
-  /// The same where row r entered the layer's output times weight(r): dy (R, H)
-  /// is the gradient of that sum, and dweight(r) = dy . out(r) is found as (dy
-  /// W_down) . hidden, without out. dy is used up.
+  /// The same where row r entered the layer's output times weight(r): dy (R, H) is the gradient of that sum, and
+  /// dweight(r) = dy . out(r) is found as (dy W_down) . hidden, without out. dy is used up.
   template <class T, class Real, class Space>
   void backward_weighted(Context<Space>& ctx, const Matrix<T, Space>& dy, const Vector<Real, Space>& weight,
                          const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& rows,

@@ -271,7 +271,7 @@ class SafetensorsWriter {
     std::string header = "{\"__metadata__\":{";
     const char* comma = "";
     for (const auto& [key, value] : metadata_) {
-      header += comma + detail::json_quote(key) + ":" + detail::json_quote(value);
+      header.append(comma).append(detail::json_quote(key)).append(":").append(detail::json_quote(value));
       comma = ",";
     }
     header += "}";

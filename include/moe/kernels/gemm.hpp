@@ -1,12 +1,9 @@
 #pragma once
 /// @file
-/// The interface of the arithmetic: grouped and dense matrix products. Nothing
-/// above this room names a backend.
+/// The interface of the arithmetic: grouped and dense matrix products. Nothing above this room names a backend.
 ///
-/// A grouped product runs once for each expert on that expert's rows,
-/// [expert_offsets(e), expert_offsets(e + 1)), which are read on the device.
-/// Every sum runs in a fixed order that depends on neither threads nor other
-/// rows.
+/// A grouped product runs once for each expert on that expert's rows, [expert_offsets(e), expert_offsets(e + 1)),
+/// which are read on the device. Every sum runs in a fixed order that depends on neither threads nor other rows.
 
 #include "moe/kernels/cpu/gemm.hpp"
 #include "moe/kernels/portable/gemm.hpp"
@@ -28,8 +25,7 @@ void run(const Space& space, const Product& product) {
 
 }  // namespace detail
 
-/// out_e = rows_e weight_e^T. rows (R, K), weight (E, N, K), out (R, N)
-/// overwritten in the experts' rows.
+/// out_e = rows_e weight_e^T. rows (R, K), weight (E, N, K), out (R, N) overwritten in the experts' rows.
 template <class T, class Space>
 void grouped_forward(const Space& space, const Vector<Index, Space>& expert_offsets, const Matrix<const T, Space>& rows,
                      const Tensor3<const T, Space>& weight, const Matrix<T, Space>& out) {
@@ -38,8 +34,7 @@ void grouped_forward(const Space& space, const Vector<Index, Space>& expert_offs
                                            {rows.data(), k, 1, 0}, {weight.data(), k, 1, n * k}, out.data(), false));
 }
 
-/// drows_e = dout_e weight_e. dout (R, N), weight (E, N, K), drows (R, K)
-/// overwritten in the experts' rows.
+/// drows_e = dout_e weight_e. dout (R, N), weight (E, N, K), drows (R, K) overwritten in the experts' rows.
 template <class T, class Space>
 void grouped_backward_rows(const Space& space, const Vector<Index, Space>& expert_offsets,
                            const Matrix<const T, Space>& dout, const Tensor3<const T, Space>& weight,
@@ -49,8 +44,7 @@ void grouped_backward_rows(const Space& space, const Vector<Index, Space>& exper
                                            {dout.data(), n, 1, 0}, {weight.data(), 1, k, n * k}, drows.data(), false));
 }
 
-/// dweight_e += dout_e^T rows_e. dout (R, N), rows (R, K), dweight (E, N, K);
-/// experts without rows add nothing.
+/// dweight_e += dout_e^T rows_e. dout (R, N), rows (R, K), dweight (E, N, K); experts without rows add nothing.
 template <class T, class Space>
 void grouped_backward_weight(const Space& space, const Vector<Index, Space>& expert_offsets,
                              const Matrix<const T, Space>& dout, const Matrix<const T, Space>& rows,

@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// One description of all matrix products here: C (+)= A B^T for each expert,
-/// over strided operands.
+/// One description of all matrix products here: C (+)= A B^T for each expert, over strided operands.
 
 #include "moe/core/types.hpp"
 
@@ -9,17 +8,15 @@ MOE_NAMESPACE_BEGIN
 
 namespace kernels {
 
-/// An operand: element (i, k) of expert e stands at data[e * expert_stride + i
-/// * row_stride + k * sum_stride].
+/// An operand: element (i, k) of expert e stands at data[e * expert_stride + i * row_stride + k * sum_stride].
 template <class T>
 struct Operand {
   const T* data;
   Index row_stride, sum_stride, expert_stride;
 };
 
-/// C_e (m, n) (+)= A_e (m, sum) B_e (n, sum)^T. The experts' offsets cut either
-/// the rows m (forward and the rows' gradient) or the sum (the weights'
-/// gradient); where there are none, it is one plain product.
+/// C_e (m, n) (+)= A_e (m, sum) B_e (n, sum)^T. The experts' offsets cut either the rows m (forward and the rows'
+/// gradient) or the sum (the weights' gradient); where there are none, it is one plain product.
 template <class T>
 struct Product {
   const Index* offsets;  // (E+1) on the device, or null

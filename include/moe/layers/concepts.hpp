@@ -49,51 +49,33 @@ inline constexpr bool fits_layer = is_layer_policy<P>&& fits_experts<P>;
 template <class P>
 struct CheckLayerPolicy {
   static_assert(is_layer_policy<P>,
-                "moe::MoELayer: this argument is not a layer policy. It takes "
-                "a Router<...>, experts, a "
-                "CapacityPolicy<...>, branches, losses, On<Space> and "
-                "Precision<...>; scorings, selections and the like "
-                "go into Router<...>; a custom policy says `using policy = "
-                "moe::kind::experts;` (or loss, branch).");
+                "moe::MoELayer: this argument is not a layer policy. It takes a Router<...>, experts, a "
+                "CapacityPolicy<...>, branches, losses, On<Space> and Precision<...>; scorings, selections and the "
+                "like go into Router<...>; a custom policy says `using policy = moe::kind::experts;` (or loss, "
+                "branch).");
   static_assert(fits_experts<P>,
-                "moe::MoELayer: these experts lack a member. They need "
-                "`Parameters<T, Space>`, `Saved<T, Space>`, "
-                "`parameters<T, Space>(ExpertShape) const`, `forward(ctx, "
-                "rows, plan, parameters, out, saved) const` and "
-                "`backward(ctx, dout, plan, parameters, rows, saved, drows, "
-                "gradients) const`.");
+                "moe::MoELayer: these experts lack a member. They need `Parameters<T, Space>`, `Saved<T, Space>`, "
+                "`parameters<T, Space>(ExpertShape) const`, `forward(ctx, rows, plan, parameters, out, saved) const` "
+                "and `backward(ctx, dout, plan, parameters, rows, saved, drows, gradients) const`.");
 };
 
 template <int routers, int experts, int capacities, int spaces, int precisions>
 struct CheckLayerCounts {
-  static_assert(routers <= 1,
-                "moe::MoELayer: two routers are given; a layer "
-                "has one. Keep one of them.");
-  static_assert(experts <= 1,
-                "moe::MoELayer: two kinds of experts are given; "
-                "a layer has one. Keep one of them.");
-  static_assert(capacities <= 1,
-                "moe::MoELayer: two capacity policies are "
-                "given; a layer has one. Keep one of them.");
-  static_assert(spaces <= 1,
-                "moe::MoELayer: two On<...> are given; a layer "
-                "has one. Keep one of them.");
-  static_assert(precisions <= 1,
-                "moe::MoELayer: two Precision<...> are given; "
-                "a layer has one. Keep one of them.");
+  static_assert(routers <= 1, "moe::MoELayer: two routers are given; a layer has one. Keep one of them.");
+  static_assert(experts <= 1, "moe::MoELayer: two kinds of experts are given; a layer has one. Keep one of them.");
+  static_assert(capacities <= 1, "moe::MoELayer: two capacity policies are given; a layer has one. Keep one of them.");
+  static_assert(spaces <= 1, "moe::MoELayer: two On<...> are given; a layer has one. Keep one of them.");
+  static_assert(precisions <= 1, "moe::MoELayer: two Precision<...> are given; a layer has one. Keep one of them.");
 };
 
 template <class Value, bool known>
 struct CheckLayerValue {
   static_assert(known,
-                "moe::MoELayer: a value was given of a policy that this "
-                "layer's type does not name. Add the policy "
-                "to MoELayer<...>, or drop the value. (Values of router "
-                "policies go into Router{...}.)");
+                "moe::MoELayer: a value was given of a policy that this layer's type does not name. Add the policy "
+                "to MoELayer<...>, or drop the value. (Values of router policies go into Router{...}.)");
 };
 
-/// What is wrong with an argument of forward or backward that should be a
-/// matrix of tokens.
+/// What is wrong with an argument of forward or backward that should be a matrix of tokens.
 template <class View, class T, class Space>
 struct CheckMatrix {
   static constexpr bool is_view = Kokkos::is_view_v<View>;
@@ -110,22 +92,15 @@ struct CheckMatrix {
   };
   using L = Look<View, is_view>;
   static_assert(is_view,
-                "moe::MoELayer: tokens must be a Kokkos view of shape "
-                "(T, H): moe::Matrix<T, Space>, or wrap "
-                "your memory with moe::as_matrix (moe/core/interop.hpp).");
-  static_assert(!is_view || L::rank,
-                "moe::MoELayer: tokens must have rank 2, "
-                "(T, H). Flatten batch and sequence.");
-  static_assert(!L::rank || L::scalar,
-                "moe::MoELayer: the scalar type of the "
-                "tokens is not the layer's Precision.");
+                "moe::MoELayer: tokens must be a Kokkos view of shape (T, H): moe::Matrix<T, Space>, or wrap your "
+                "memory with moe::as_matrix (moe/core/interop.hpp).");
+  static_assert(!is_view || L::rank, "moe::MoELayer: tokens must have rank 2, (T, H). Flatten batch and sequence.");
+  static_assert(!L::rank || L::scalar, "moe::MoELayer: the scalar type of the tokens is not the layer's Precision.");
   static_assert(!L::rank || !L::scalar || L::layout,
-                "moe::MoELayer: tokens must be row-major (Kokkos::LayoutRight). "
-                "Kokkos::View<float**> is column-major on "
-                "CUDA: use moe::Matrix<T, Space>.");
+                "moe::MoELayer: tokens must be row-major (Kokkos::LayoutRight). Kokkos::View<float**> is "
+                "column-major on CUDA: use moe::Matrix<T, Space>.");
   static_assert(!L::rank || !L::scalar || !L::layout || L::memory,
-                "moe::MoELayer: the tokens lie in memory that the layer's "
-                "space cannot reach. Copy them with "
+                "moe::MoELayer: the tokens lie in memory that the layer's space cannot reach. Copy them with "
                 "Kokkos::deep_copy, or give the layer On<Space>.");
 };
 

@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// `MoELayer`: router, dispatch, experts, combine, branches and losses as one
-/// object.
+/// `MoELayer`: router, dispatch, experts, combine, branches and losses as one object.
 
 #include <atomic>
 #include <memory>
@@ -28,16 +27,13 @@ struct MoEConfig {
 
 /// A mixture-of-experts layer composed of policies in any order.
 ///
-///     using Block = moe::MoELayer<moe::Router<moe::Softmax, moe::TopK<2>>,
-///     moe::ExpertFFN<moe::SwiGLU>>; Block block(Block::Config{.hidden = 64,
-///     .intermediate = 128, .experts = 8}, moe::Seed{42}); auto y =
-///     block.forward(ctx, x, tape);                 // (T, H) auto dx =
-///     block.backward(ctx, dy, tape, gradients);   // adds into gradients,
-///     losses included
+///     using Block = moe::MoELayer<moe::Router<moe::Softmax, moe::TopK<2>>, moe::ExpertFFN<moe::SwiGLU>>;
+///     Block block(Block::Config{.hidden = 64, .intermediate = 128, .experts = 8}, moe::Seed{42});
+///     auto y = block.forward(ctx, x, tape);                 // (T, H)
+///     auto dx = block.backward(ctx, dy, tape, gradients);   // (T, H); adds into gradients, losses included
 ///
-/// Defaults: Router<>, ExpertFFN<SwiGLU>, CapacityPolicy<Dropless>, Kokkos'
-/// default execution space, float. Tokens choose experts, rows are gathered,
-/// experts run on them, and y is the weighted sum plus the branches.
+/// Defaults: Router<>, ExpertFFN<SwiGLU>, CapacityPolicy<Dropless>, Kokkos' default execution space, float. Tokens
+/// choose experts, rows are gathered, experts run on them, and y is the weighted sum plus the branches.
 template <class... Policies>
 class MoELayer {
   static_assert((sizeof(detail::CheckLayerPolicy<Policies>) + ... +
@@ -59,8 +55,7 @@ class MoELayer {
   using Branches = typename detail::Filter<kind::branch, detail::List<>, Policies...>::type;
   using Losses = typename detail::Filter<kind::loss, detail::List<>, Policies...>::type;
 
-  /// All trained arrays, under the names "router.*", "experts.*",
-  /// "shared_experts.*". Also the type of gradients.
+  /// All trained arrays, under the names "router.*", "experts.*", "shared_experts.*". Also the type of gradients.
   struct Parameters {
     typename Router::template Parameters<Real, Space> router;
     typename Experts::template Parameters<Scalar, Space> experts;
@@ -88,8 +83,7 @@ class MoELayer {
     }
   };
 
-  /// What one forward pass leaves for its backward, losses and reports. One for
-  /// each microbatch in flight; reusable.
+  /// What one forward pass leaves for its backward, losses and reports. One for each microbatch in flight; reusable.
   struct Tape {
     Tape() = default;
     Tape(Tape&&) = default;
@@ -106,11 +100,9 @@ class MoELayer {
     detail::BranchSaved<Branches, Scalar, Space> branches;
     Vector<double, Space> losses;  ///< (number of losses), coefficients included
     Matrix<Scalar, Space> y, dx;
-    Matrix<Scalar, Space> drouter_input,
-        dbranch_input;  ///< where the batch gave those inputs of their own
+    Matrix<Scalar, Space> drouter_input, dbranch_input;  ///< where the batch gave those inputs of their own
 
-    /// The sum of the layer's losses, coefficients included. Waits for the
-    /// device.
+    /// The sum of the layer's losses, coefficients included. Waits for the device.
     double loss() const {
       double sum = 0;
       for (double value : loss_values()) sum += value;
@@ -128,9 +120,8 @@ class MoELayer {
   Parameters parameters;
   Buffers buffers;
 
-  /// A layer with fresh weights. `values`: a Router, CapacityPolicy, experts,
-  /// branches or losses with values of their own, and a Seed, in any order.
-  /// Throws ConfigError for sizes that cannot work.
+  /// A layer with fresh weights. `values`: a Router, CapacityPolicy, experts, branches or losses with values of their
+  /// own, and a Seed, in any order. Throws ConfigError for sizes that cannot work.
   template <class... Values>
   explicit MoELayer(const Config& config, const Values&... values) : config_(config) {
     (detail::CheckLayerValue<Values, detail::one_of<Values, Policies..., Seed, Router, Capacity, Experts>>{}, ...);
@@ -164,9 +155,8 @@ class MoELayer {
   /// Fresh gradients, zero.
   Gradients gradients() const { return {detail::zeros_like(parameters), id_}; }
 
-  /// y (T, H) for x (T, H). y is the tape's: valid until the tape's next
-  /// forward. Throws ShapeError where x does not fit; DataError for NaN logits
-  /// (on host spaces; else at ctx.check()).
+  /// y (T, H) for x (T, H). y is the tape's: valid until the tape's next forward. Throws ShapeError where x does not
+  /// fit; DataError for NaN logits and for ids that name no expert (on host spaces; else at ctx.check()).
   template <class X>
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const X& x, Tape& tape) const {
     if constexpr (detail::is_token_matrix<X, Scalar, Space>) {
@@ -180,30 +170,31 @@ class MoELayer {
   }
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
     check(batch);
-    router_.forward(ctx, batch, parameters.router, buffers.router, config_.experts, tape.routing, config_.layer);
+    route(ctx, batch, tape);
     return run(ctx, batch, tape);
   }
-  /// With a routing made elsewhere: logits, scores and assignments are taken as
-  /// they are.
+  /// With a routing made elsewhere: logits, scores and assignments are taken as they are.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch,
                                 const moe::Routing<Real, Space>& routing, Tape& tape) const {
     check(batch);
     detail::require<ShapeError>(routing.assignments.tokens == batch.tokens(), "moe::MoELayer::forward: a routing of ",
                                 routing.assignments.tokens, " tokens for a batch of ", batch.tokens(), ".");
+    Kokkos::parallel_for("moe::MoELayer::check_ids", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+                         detail::CheckIds<Real, Space>{routing.assignments, config_.experts, ctx.flag(),
+                                                       !on_host<Space>});  // a device cannot throw: it repairs
+    if constexpr (on_host<Space>) ctx.check();
     tape.routing = routing;
     return run(ctx, batch, tape);
   }
 
-  /// Inference: leaves no tape. y is the context's: valid until this layer's
-  /// next forward with it.
+  /// Inference: leaves no tape. y is the context's: valid until this layer's next forward with it.
   template <class X>
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const X& x) const {
     return forward(ctx, x, ctx.template kept<Tape>(id_));
   }
 
-  /// dx (T, H) for dy (T, H); adds into gradients, with the losses' gradients
-  /// times loss_scale. dx is the tape's. Throws Error for a tape or gradients
-  /// of another layer, or a tape without a forward.
+  /// dx (T, H) for dy (T, H); adds into gradients, with the losses' gradients times loss_scale. dx is the tape's.
+  /// Throws Error for a tape or gradients of another layer, or a tape without a forward.
   template <class DY>
   Matrix<Scalar, Space> backward(Context<Space>& ctx, const DY& dy, Tape& tape, Gradients& gradients,
                                  double loss_scale = 1) const {
@@ -215,8 +206,7 @@ class MoELayer {
     }
   }
 
-  /// Moves the balancing bias, where there is one. Once an optimiser step, with
-  /// the counts of all its microbatches.
+  /// Moves the balancing bias, where there is one. Once an optimiser step, with the counts of all its microbatches.
   void update_balance(const LoadStatistics<Space>& statistics) {
     Context<Space> ctx;
     update_balance(ctx, statistics);
@@ -274,6 +264,7 @@ class MoELayer {
   }
 
   void check(const Batch<Scalar, Space>& batch) const;
+  void route(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
   Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
   Matrix<Scalar, Space> pull(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
                              Gradients& gradients, double loss_scale) const;

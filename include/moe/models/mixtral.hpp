@@ -2,17 +2,15 @@
 /// @file
 /// Mixtral (Jiang et al. 2024, "Mixtral of experts").
 ///
-/// Softmax over all experts, the two best, their probabilities divided by their
-/// sum (the same as a softmax over the two chosen logits), SwiGLU experts, no
-/// token dropped.
+/// Softmax over all experts, the two best, their probabilities divided by their sum (the same as a softmax over the
+/// two chosen logits), SwiGLU experts, no token dropped.
 
 #include "moe/layers/moe_layer.hpp"
 
 MOE_NAMESPACE_BEGIN
 
 using MixtralRouter = Router<Softmax, TopK<2>, NormalizeSum>;
-/// Give it a SwitchBalanceLoss to train: transformers' router_aux_loss counts
-/// all choices.
+/// Give it a SwitchBalanceLoss to train: transformers' router_aux_loss counts all choices.
 template <class... More>
 using MixtralLayer = MoELayer<MixtralRouter, ExpertFFN<SwiGLU>, CapacityPolicy<Dropless>, More...>;
 using Mixtral = MixtralLayer<SwitchBalanceLoss>;

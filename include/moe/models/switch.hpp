@@ -1,13 +1,12 @@
 #pragma once
 /// @file
-/// Switch Transformer (Fedus, Zoph and Shazeer 2021, "Switch Transformers:
-/// scaling to trillion parameter models with simple and efficient sparsity").
+/// Switch Transformer (Fedus, Zoph and Shazeer 2021, "Switch Transformers: scaling to trillion parameter models with
+/// simple and efficient sparsity").
 ///
-/// Each token goes to its single best expert and is weighted with the
-/// probability of that choice, which is how the router learns. Experts take at
-/// most capacity_factor * T / E tokens in token order; those left over pass by
-/// on the residual alone. An auxiliary loss keeps the loads even; while
-/// training, the router's input is jittered by one percent.
+/// Each token goes to its single best expert and is weighted with the probability of that choice, which is how the
+/// router learns. Experts take at most capacity_factor * T / E tokens in token order; those left over pass by on the
+/// residual alone. An auxiliary loss keeps the loads even; while training, the router's input is jittered by one
+/// percent.
 
 #include "moe/layers/moe_layer.hpp"
 

@@ -1,13 +1,12 @@
 #pragma once
 /// @file
-/// Choice keys: they change what the selection compares, and never a weight. No
-/// gradient flows through them (selection is piecewise constant).
+/// Choice keys: they change what the selection compares, and never a weight. No gradient flows through them
+/// (selection is piecewise constant).
 ///
 /// A choice key is a struct with `using policy = moe::kind::choice_key;` and
 ///
-///     template <class Real> KOKKOS_FUNCTION void apply(const Team&, Row<const
-///     Real> logits, Row<const Real> scores,
-///                                                      Row<Real> key) const;
+///     template <class Real>
+///     KOKKOS_FUNCTION void apply(const Team&, Row<const Real> logits, Row<const Real> scores, Row<Real> key) const;
 ///
 /// `static constexpr int order = 1` puts it behind the others.
 
@@ -20,15 +19,13 @@ MOE_NAMESPACE_BEGIN
 struct Max {
   static constexpr int experts_needed = 1;
 };
-/// Group score: the sum of the two best keys of the group (DeepSeek-V3,
-/// section 2.1.2).
+/// Group score: the sum of the two best keys of the group (DeepSeek-V3, section 2.1.2).
 struct BestTwo {
   static constexpr int experts_needed = 2;
 };
 
-/// Only the experts of the `kept` best of `groups` equal groups can be chosen;
-/// the others' keys become -infinity (0 would win against negative keys).
-/// `GroupLimit<>` takes both numbers at run time. At most 64 groups.
+/// Only the experts of the `kept` best of `groups` equal groups can be chosen; the others' keys become -infinity (0
+/// would win against negative keys). `GroupLimit<>` takes both numbers at run time. At most 64 groups.
 template <int fixed_groups = 0, int fixed_kept = 0, class GroupScore = Max>
 struct GroupLimit {
   using policy = kind::choice_key;
@@ -86,13 +83,11 @@ struct GroupLimit {
   }
 };
 
-/// A bias on each expert's score, for the choice alone; after each optimiser
-/// step it moves by `rate` towards equal load (Wang et al. 2024,
-/// "Auxiliary-loss-free load balancing"; DeepSeek-V3, eq. 16: rate 1e-3).
+/// A bias on each expert's score, for the choice alone; after each optimiser step it moves by `rate` towards equal
+/// load (Wang et al. 2024, "Auxiliary-loss-free load balancing"; DeepSeek-V3, eq. 16: rate 1e-3).
 ///
-/// A balancer is a struct with `using policy = moe::kind::balancer;`, `apply`
-/// and `step` as here. The bias is the router's buffer: saved with the model,
-/// trained by no gradient.
+/// A balancer is a struct with `using policy = moe::kind::balancer;`, `apply` and `step` as here. The bias is the
+/// router's buffer: saved with the model, trained by no gradient.
 struct BiasBalancer {
   using policy = kind::balancer;
   double rate = 1e-3;
@@ -101,8 +96,7 @@ struct BiasBalancer {
   KOKKOS_FUNCTION void apply(const Team& team, Row<const Real> bias, Row<Real> key) const {
     team.each(key.size, [&](Index e) { key[e] += bias[e]; });
   }
-  /// The bias of an expert that got `load` assignments where the mean is
-  /// `mean`.
+  /// The bias of an expert that got `load` assignments where the mean is `mean`.
   template <class Real>
   KOKKOS_FUNCTION Real step(Real bias, double load, double mean) const {
     return load == mean ? bias : bias + Real(load < mean ? rate : -rate);

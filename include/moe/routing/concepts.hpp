@@ -1,11 +1,9 @@
 #pragma once
 /// @file
-/// The contracts of the router's policies, and the one sentence each misfit
-/// gets.
+/// The contracts of the router's policies, and the one sentence each misfit gets.
 ///
-/// A message stands in a helper templated on the offender alone, so the
-/// compiler prints one error with the offender's name; the router then carries
-/// on with a valid default, so nothing follows.
+/// A message stands in a helper templated on the offender alone, so the compiler prints one error with the
+/// offender's name; the router then carries on with a valid default, so nothing follows.
 
 #include <concepts>
 
@@ -65,8 +63,7 @@ concept BatchSelection = std::copyable<P> &&
   p.select(ctx, keys, batch, assignments);
 };
 
-/// A step of the chain from scores to combine weights, with a pullback; see
-/// weighting.hpp.
+/// A step of the chain from scores to combine weights, with a pullback; see weighting.hpp.
 template <class P>
 concept WeightingPolicy = std::copyable<P> && requires(const P p, Team team, Row<float> row, Row<const float> before) {
   p.apply(team, row);
@@ -79,8 +76,7 @@ template <class P>
 inline constexpr bool is_router_policy = is_kind<P, kind::logits, kind::row_map, kind::scoring, kind::choice_key,
                                                  kind::balancer, kind::selection, kind::weighting>;
 
-// One constant a category, so that a failing assertion prints no concept's
-// innards.
+// One constant a category, so that a failing assertion prints no concept's innards.
 template <class P>
 inline constexpr bool fits_scoring = !is_kind<P, kind::scoring> || ScoringPolicy<P>;
 template <class P>
@@ -101,69 +97,46 @@ inline constexpr bool fits_router = is_router_policy<P>&& fits_scoring<P>&& fits
 template <class P>
 struct CheckRouterPolicy {
   static_assert(is_router_policy<P>,
-                "moe::Router: this argument is not a router policy. Give a custom one "
-                "`using policy = "
-                "moe::kind::scoring;` (or logits, row_map, choice_key, balancer, "
-                "selection, weighting); experts, "
+                "moe::Router: this argument is not a router policy. Give a custom one `using policy = "
+                "moe::kind::scoring;` (or logits, row_map, choice_key, balancer, selection, weighting); experts, "
                 "capacity, branches and losses are arguments of moe::MoELayer.");
   static_assert(fits_scoring<P>,
-                "moe::Router: this scoring lacks a member. It needs "
-                "KOKKOS_FUNCTION `apply(const Team&, Row<Real> row) "
-                "const` and `pullback(const Team&, Row<const Real> scores, "
-                "Row<Real> gradient) const`.");
+                "moe::Router: this scoring lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<Real> "
+                "row) const` and `pullback(const Team&, Row<const Real> scores, Row<Real> gradient) const`.");
   static_assert(fits_row_map<P>,
-                "moe::Router: this row map lacks a member. It needs `static constexpr "
-                "moe::MapPlace place` and "
-                "KOKKOS_FUNCTION `apply(const Team&, Row<Real>, const RowRandom&) const` "
-                "and `pullback(const Team&, "
+                "moe::Router: this row map lacks a member. It needs `static constexpr moe::MapPlace place` and "
+                "KOKKOS_FUNCTION `apply(const Team&, Row<Real>, const RowRandom&) const` and `pullback(const Team&, "
                 "Row<const Real> result, Row<Real> gradient, const RowRandom&) const`.");
   static_assert(fits_choice_key<P>,
-                "moe::Router: this choice key lacks a member. It needs "
-                "KOKKOS_FUNCTION `apply(const Team&, Row<const "
+                "moe::Router: this choice key lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<const "
                 "Real> logits, Row<const Real> scores, Row<Real> key) const`.");
   static_assert(fits_balancer<P>,
-                "moe::Router: this balancer lacks a member. It needs "
-                "KOKKOS_FUNCTION `apply(const Team&, Row<const "
-                "Real> bias, Row<Real> key) const` and `step(Real bias, double "
-                "load, double mean) const`.");
+                "moe::Router: this balancer lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<const "
+                "Real> bias, Row<Real> key) const` and `step(Real bias, double load, double mean) const`.");
   static_assert(fits_selection<P>,
-                "moe::Router: this selection lacks a member. A token's choice "
-                "needs `choices() const` and "
-                "KOKKOS_FUNCTION `select(const Team&, Row<Real> key, "
-                "Row<ExpertId> chosen) const`; a choice over many "
-                "tokens needs `bound(batch, experts) const` and `select(ctx, "
-                "keys, batch, assignments) const`.");
+                "moe::Router: this selection lacks a member. A token's choice needs `choices() const` and "
+                "KOKKOS_FUNCTION `select(const Team&, Row<Real> key, Row<ExpertId> chosen) const`; a choice over "
+                "many tokens needs `bound(batch, experts) const` and `select(ctx, keys, batch, assignments) const`.");
   static_assert(fits_weighting<P>,
-                "moe::Router: this weighting lacks a member. It needs "
-                "KOKKOS_FUNCTION `apply(const Team&, Row<Real> "
-                "weights) const` and `pullback(const Team&, Row<const Real> "
-                "before, Row<Real> gradient) const`.");
+                "moe::Router: this weighting lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<Real> "
+                "weights) const` and `pullback(const Team&, Row<const Real> before, Row<Real> gradient) const`.");
 };
 
 /// Says that a single-choice category was given twice.
 template <int scorings, int selections, int balancers, int sources>
 struct CheckRouterCounts {
-  static_assert(scorings <= 1,
-                "moe::Router: two scorings are given; a router "
-                "has one. Keep one of them.");
-  static_assert(selections <= 1,
-                "moe::Router: two selections are given; a "
-                "router has one. Keep one of them.");
-  static_assert(balancers <= 1,
-                "moe::Router: two balancers are given; a "
-                "router has one. Keep one of them.");
-  static_assert(sources <= 1,
-                "moe::Router: two logit sources are given; a "
-                "router has one. Keep one of them.");
+  static_assert(scorings <= 1, "moe::Router: two scorings are given; a router has one. Keep one of them.");
+  static_assert(selections <= 1, "moe::Router: two selections are given; a router has one. Keep one of them.");
+  static_assert(balancers <= 1, "moe::Router: two balancers are given; a router has one. Keep one of them.");
+  static_assert(sources <= 1, "moe::Router: two logit sources are given; a router has one. Keep one of them.");
 };
 
 /// A value given to a router's constructor that is none of its policies.
 template <class Value, bool known>
 struct CheckRouterValue {
   static_assert(known,
-                "moe::Router: a value was given of a policy that this "
-                "router's type does not name. Add the "
-                "policy to Router<...>, or drop the value.");
+                "moe::Router: a value was given of a policy that this router's type does not name. Add the policy to "
+                "Router<...>, or drop the value.");
 };
 
 template <class P, class Default>

@@ -1,30 +1,26 @@
 #pragma once
 /// @file
-/// Expert choice (Zhou et al. 2022): each expert takes its best tokens, so
-/// loads are equal and token lists ragged.
+/// Expert choice (Zhou et al. 2022): each expert takes its best tokens, so loads are equal and token lists ragged.
 ///
-/// A selection over many tokens is a struct with `using policy =
-/// moe::kind::selection;` and
+/// A selection over many tokens is a struct with `using policy = moe::kind::selection;` and
 ///
-///     template <class T, class Space> Index bound(const Batch<T, Space>&,
-///     Index experts) const; template <class T, class Real, class Space> void
-///     select(Context<Space>&, const Matrix<Real, Space>& keys, const Batch<T,
-///     Space>&,
-///                 Assignments<Real, Space>&) const;        // fills
-///                 token_offsets and expert
+///     template <class T, class Space>
+///     Index bound(const Batch<T, Space>&, Index experts) const;       // the most assignments a batch can get
+///     template <class T, class Real, class Space>
+///     void select(Context<Space>&, const Matrix<Real, Space>& keys, const Batch<T, Space>&,
+///                 Assignments<Real, Space>&) const;                   // fills token_offsets and expert
 
 #include "moe/routing/routing.hpp"
 
 MOE_NAMESPACE_BEGIN
 
-/// In each group of n tokens every expert takes its capacity_factor * n / E
-/// best (at least one), by score over experts; of equal scores the earlier
-/// token. Masked tokens are never taken. No gradient flows through the choice.
+/// In each group of n tokens every expert takes its capacity_factor * n / E best (at least one), by score over experts;
+/// of equal scores the earlier token. Padding is never taken and not counted in n. No gradient flows through the
+/// choice.
 struct ExpertChoice {
   using policy = kind::selection;
   double capacity_factor = 2;    ///< mean number of experts a token gets
-  Scope scope = Scope::batch();  ///< the tokens that compete; a sequence keeps
-                                 ///< sequences apart
+  Scope scope = Scope::batch();  ///< the tokens that compete; a sequence keeps sequences apart
   Index tokens_per_expert = 0;   ///< instead of the factor, where positive
 
   void check(const RouterShape&) const {
@@ -32,7 +28,7 @@ struct ExpertChoice {
                                  capacity_factor, "; it must be positive.");
   }
 
-  /// The tokens each expert takes in a group of n (before looking at masks).
+  /// The tokens each expert takes in a group of n, padding not counted.
   KOKKOS_FUNCTION Index capacity(Index n, Index experts) const {
     if (n == 0) return 0;
     Index c = tokens_per_expert > 0 ? tokens_per_expert : Index(capacity_factor * double(n) / double(experts));
@@ -57,8 +53,7 @@ struct ExpertChoice {
 
 namespace detail {
 
-/// Marks the tokens that expert e of group g takes: a heap whose root is the
-/// worst token kept.
+/// Marks the tokens that expert e of group g takes: a heap whose root is the worst token kept.
 template <class Real, class Space>
 struct ExpertTakes {
   ExpertChoice policy;
@@ -93,13 +88,12 @@ struct ExpertTakes {
 
   KOKKOS_FUNCTION void operator()(Index item) const {
     const Index experts = keys.extent(1), g = item / experts, e = item % experts;
-    const Index begin = groups.begin(g), end = groups.end(g), limit = policy.capacity(end - begin, experts);
+    const Index begin = groups.begin(g), end = groups.end(g),
+                limit = policy.capacity(live_tokens<Space>(mask, begin, end), experts);
     Index* heap = heaps.data() + item * heap_size;
     Index size = 0;
     for (Index t = begin; t < end; ++t) {
-      const bool eligible =
-          (mask.data() == nullptr || mask(t) != 0) && keys(t, e) > -Kokkos::Experimental::infinity_v<Real>;
-      if (!eligible) continue;
+      if (is_padding<Space>(mask, t) || !(keys(t, e) > -Kokkos::Experimental::infinity_v<Real>)) continue;
       if (size < limit) {
         heap[size] = t;
         sift_up(heap, size++, e);

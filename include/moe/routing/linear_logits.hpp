@@ -2,9 +2,8 @@
 /// @file
 /// Logit sources: tokens become logits.
 ///
-/// A logit source is a struct with `using policy = moe::kind::logits;`,
-/// `Parameters<Real, Space>`, `parameters(shape)`, `forward` and `backward` as
-/// here. Its arithmetic is the router's: f32 or wider.
+/// A logit source is a struct with `using policy = moe::kind::logits;`, `Parameters<Real, Space>`,
+/// `parameters(shape)`, `forward` and `backward` as here. Its arithmetic is the router's: f32 or wider.
 
 #include "moe/core/parameter.hpp"
 #include "moe/kernels/gemm.hpp"

@@ -2,14 +2,12 @@
 /// @file
 /// Row maps: noise and the like on the router's input or on its logits.
 ///
-/// A row map is a struct with `using policy = moe::kind::row_map;`, `static
-/// constexpr MapPlace place`, and
+/// A row map is a struct with `using policy = moe::kind::row_map;`, `static constexpr MapPlace place`, and
 ///
-///     template <class Real> KOKKOS_FUNCTION void apply(const Team&, Row<Real>
-///     row, const RowRandom&) const; template <class Real> KOKKOS_FUNCTION void
-///     pullback(const Team&, Row<const Real> result, Row<Real> gradient,
-///                                                         const RowRandom&)
-///                                                         const;
+///     template <class Real>
+///     KOKKOS_FUNCTION void apply(const Team&, Row<Real> row, const RowRandom&) const;
+///     template <class Real>
+///     KOKKOS_FUNCTION void pullback(const Team&, Row<const Real> result, Row<Real> gradient, const RowRandom&) const;
 
 #include "moe/routing/routing.hpp"
 
@@ -18,8 +16,8 @@ MOE_NAMESPACE_BEGIN
 /// Where a row map acts.
 enum class MapPlace { input, logits };
 
-/// Multiplies the router's input by draws from [1 - epsilon, 1 + epsilon] while
-/// training (Fedus et al. 2021, Switch Transformer, section 2.2; 1e-2 there).
+/// Multiplies the router's input by draws from [1 - epsilon, 1 + epsilon] while training (Fedus et al. 2021, Switch
+/// Transformer, section 2.2; 1e-2 there).
 struct Jitter {
   using policy = kind::row_map;
   static constexpr MapPlace place = MapPlace::input;

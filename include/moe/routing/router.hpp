@@ -2,9 +2,8 @@
 /// @file
 /// `Router`: the policies of routing composed, forward and backward.
 ///
-/// The order of work does not depend on the order of arguments: input maps,
-/// logits, logit maps, scoring, balancing bias, choice keys, selection,
-/// weightings. What is missing has a default: LinearLogits, Softmax, TopK<>.
+/// The order of work does not depend on the order of arguments: input maps, logits, logit maps, scoring, balancing
+/// bias, choice keys, selection, weightings. What is missing has a default: LinearLogits, Softmax, TopK<>.
 
 #include <algorithm>
 
@@ -16,15 +15,11 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// A router composed of policies in any order, each single-choice category at
-/// most once.
+/// A router composed of policies in any order, each single-choice category at most once.
 ///
-///     using Router = moe::Router<moe::Sigmoid, moe::TopK<8>,
-///     moe::GroupLimit<8, 4, moe::BestTwo>,
-///                                moe::BiasBalancer, moe::NormalizeSum,
-///                                moe::Scale>;
-///     Router router{moe::Scale{2.5}};             // values of policies, in
-///     any order
+///     using Router = moe::Router<moe::Sigmoid, moe::TopK<8>, moe::GroupLimit<8, 4, moe::BestTwo>, moe::BiasBalancer,
+///                                moe::NormalizeSum, moe::Scale>;
+///     Router router{moe::Scale{2.5}};  // values of policies, in any order
 template <class... Policies>
 class Router {
  public:
@@ -96,8 +91,7 @@ class Router {
     return result;
   }
 
-  /// Routes a batch: fills `routing`. `layer` tells this router's random draws
-  /// from those of other layers.
+  /// Routes a batch: fills `routing`. `layer` tells this router's random draws from those of other layers.
   template <class T, class Real, class Space>
   void forward(Context<Space>& ctx, const Batch<T, Space>& batch, const Parameters<Real, Space>& parameters,
                const Buffers<Real, Space>& buffers, Index experts, Routing<Real, Space>& routing,
@@ -125,9 +119,8 @@ class Router {
         detail::WeighRow<Real, Space, Weightings>{routing.scores, routing.assignments, Weightings::from(values_)});
   }
 
-  /// From the gradients of the combine weights (A), of the scores (T, E) and of
-  /// the logits (T, E) (those two hold the losses' part and are used up) to the
-  /// gradient of the router's input, which is ADDED to dx (T, H'). Adds into
+  /// From the gradients of the combine weights (A), of the scores (T, E) and of the logits (T, E) (those two hold the
+  /// losses' part and are used up) to the gradient of the router's input, which is ADDED to dx (T, H'). Adds into
   /// gradients. No gradient flows through the choice itself.
   template <class T, class Real, class Space>
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Parameters<Real, Space>& parameters,
@@ -154,8 +147,7 @@ class Router {
                                                                        input_maps});
   }
 
-  /// Moves the balancing bias one step. `counts` (E): assignments of the whole
-  /// optimiser step, before drops.
+  /// Moves the balancing bias one step. `counts` (E): assignments of the whole optimiser step, before drops.
   template <class Real, class Space>
   void update_balance(Context<Space>& ctx, Buffers<Real, Space>& buffers,
                       const Vector<const Index, Space>& counts) const {
@@ -198,8 +190,7 @@ class Router {
     return buffers.balance_bias;
   }
 
-  /// The router's input in the router's precision, with input maps applied; a
-  /// plain view where nothing is to be done.
+  /// The router's input in the router's precision, with input maps applied; a plain view where nothing is to be done.
   template <class Real, class T, class Space>
   Matrix<const Real, Space> router_input(Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
                                          const Batch<T, Space>& batch, const Routing<Real, Space>& routing) const {
@@ -235,10 +226,12 @@ class Router {
               Assignments<Real, Space>& assignments) const {
     if constexpr (RowSelection<Selection>) {
       run(ctx, "moe::Router::select", assignments.tokens,
-          detail::SelectRow<Real, Space, Selection>{keys, assignments, batch.mask, selection()});
+          detail::SelectRow<Real, Space, Selection>{keys, assignments, batch.mask, selection(), ctx.flag()});
     } else {
       detail::fill(ctx.space, assignments.expert, no_expert);
       selection().select(ctx, keys, batch, assignments);
+      run(ctx, "moe::Router::check_ids", assignments.tokens,
+          detail::CheckIds<Real, Space>{assignments, Index(keys.extent(1)), ctx.flag(), true});
     }
   }
 

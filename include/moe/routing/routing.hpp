@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// `Routing`: what the router hands on to dispatch, losses and its own
-/// backward.
+/// `Routing`: what the router hands on to dispatch, losses and its own backward.
 
 #include "moe/core/assignments.hpp"
 #include "moe/core/context.hpp"

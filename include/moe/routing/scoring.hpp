@@ -2,15 +2,12 @@
 /// @file
 /// Scorings: a row of logits becomes a row of scores.
 ///
-/// A scoring is a struct at namespace scope with `using policy =
-/// moe::kind::scoring;` and
+/// A scoring is a struct at namespace scope with `using policy = moe::kind::scoring;` and
 ///
-///     template <class Real> KOKKOS_FUNCTION void apply(const Team&, Row<Real>
-///     row) const;       // in place template <class Real> KOKKOS_FUNCTION void
-///     pullback(const Team&, Row<const Real> scores,
-///                                                         Row<Real> gradient)
-///                                                         const;            //
-///                                                         in place
+///     template <class Real>
+///     KOKKOS_FUNCTION void apply(const Team&, Row<Real> row) const;                                  // in place
+///     template <class Real>
+///     KOKKOS_FUNCTION void pullback(const Team&, Row<const Real> scores, Row<Real> gradient) const;  // in place
 
 #include "moe/core/types.hpp"
 

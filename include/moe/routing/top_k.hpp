@@ -2,23 +2,21 @@
 /// @file
 /// Token choice: each token takes its K best experts.
 ///
-/// A selection of this sort is a struct with `using policy =
-/// moe::kind::selection;` and
+/// A selection of this sort is a struct with `using policy = moe::kind::selection;` and
 ///
-///     Index choices() const;                                   // K, at most E
-///     template <class Real> KOKKOS_FUNCTION void select(const Team&, Row<Real>
-///     key, Row<ExpertId> chosen) const;
+///     Index choices() const;  // K, at most E
+///     template <class Real>
+///     KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const;
 ///
-/// `key` may be changed; `chosen` holds K entries, no_expert where nothing is
-/// left. Selections that look at many tokens at once have another contract: see
-/// expert_choice.hpp.
+/// `key` may be changed; `chosen` holds K entries, no_expert where nothing is left. Selections that look at many
+/// tokens at once have another contract: see expert_choice.hpp.
 
 #include "moe/routing/routing.hpp"
 
 MOE_NAMESPACE_BEGIN
 
-/// The K largest keys in descending order; of equal keys the lowest expert
-/// first; keys of -infinity are never chosen. `TopK<>` takes K at run time.
+/// The K largest keys in descending order; of equal keys the lowest expert first; keys of -infinity are never
+/// chosen. `TopK<>` takes K at run time.
 template <int fixed_k = 0>
 struct TopK {
   using policy = kind::selection;

@@ -1,14 +1,13 @@
 #pragma once
 /// @file
-/// Weightings: the scores of a token's chosen experts become its combine
-/// weights.
+/// Weightings: the scores of a token's chosen experts become its combine weights.
 ///
-/// A weighting is a struct with `using policy = moe::kind::weighting;` and, on
-/// the row of one token's choices,
+/// A weighting is a struct with `using policy = moe::kind::weighting;` and, on the row of one token's choices,
 ///
-///     template <class Real> KOKKOS_FUNCTION void apply(const Team&, Row<Real>
-///     weights) const;  // in place template <class Real> KOKKOS_FUNCTION void
-///     pullback(const Team&, Row<const Real> before, Row<Real> gradient) const;
+///     template <class Real>
+///     KOKKOS_FUNCTION void apply(const Team&, Row<Real> weights) const;  // in place
+///     template <class Real>
+///     KOKKOS_FUNCTION void pullback(const Team&, Row<const Real> before, Row<Real> gradient) const;
 ///
 /// `static constexpr int order = 1` puts it behind the others.
 
@@ -16,8 +15,7 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// w = s / (sum s + epsilon) over a token's choices. Mixtral: epsilon 0;
-/// DeepSeek-V3's code: 1e-20.
+/// w = s / (sum s + epsilon) over a token's choices. Mixtral: epsilon 0; DeepSeek-V3's code: 1e-20.
 struct NormalizeSum {
   using policy = kind::weighting;
   double epsilon = 1e-20;
@@ -37,8 +35,7 @@ struct NormalizeSum {
   }
 };
 
-/// w = factor * s, after any normalisation (DeepSeek:
-/// routed_scaling_factor, 2.5 in V3).
+/// w = factor * s, after any normalisation (DeepSeek: routed_scaling_factor, 2.5 in V3).
 struct Scale {
   using policy = kind::weighting;
   static constexpr int order = 1;

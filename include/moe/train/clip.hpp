@@ -55,9 +55,8 @@ void zero(Context<Space>& ctx, Gradients& gradients) {
   Gradients::visit(clear, gradients);
 }
 
-/// Scales gradients so that their global norm is at most max_norm, and returns
-/// the norm before (max_norm <= 0: only measures). Throws DataError, with
-/// nothing changed, where the norm is not finite. Waits for the device.
+/// Scales gradients so that their global norm is at most max_norm, and returns the norm before (max_norm <= 0: only
+/// measures). Throws DataError, with nothing changed, where the norm is not finite. Waits for the device.
 template <class Space, class Gradients>
 double clip_gradient_norm(Context<Space>& ctx, Gradients& gradients, double max_norm) {
   typename Context<Space>::Scratch scratch(ctx);
@@ -80,8 +79,7 @@ double clip_gradient_norm(Context<Space>& ctx, Gradients& gradients, double max_
   ctx.space.fence("moe::clip_gradient_norm");
   const double norm = std::sqrt(squares);
   detail::require<DataError>(std::isfinite(norm), "moe::clip_gradient_norm: the gradients' norm is ", norm,
-                             ". Skip this step, lower the learning rate, or "
-                             "look for NaN in the input.");
+                             ". Skip this step, lower the learning rate, or look for NaN in the input.");
   if (max_norm <= 0 || norm <= max_norm) return norm;
   auto scale = [&](std::string_view, auto& view) {
     using T = typename std::decay_t<decltype(view)>::value_type;

@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// AdamW and SGD over any struct of parameters (see core/parameter.hpp).
-/// Elementwise, hence deterministic.
+/// AdamW and SGD over any struct of parameters (see core/parameter.hpp). Elementwise, hence deterministic.
 
 #include <functional>
 #include <vector>
@@ -72,8 +71,7 @@ struct SGDElement {
   }
 };
 
-/// A gradient struct may derive from its parameters' (MoELayer::Gradients): its
-/// arrays are those.
+/// A gradient struct may derive from its parameters' (MoELayer::Gradients): its arrays are those.
 template <class Parameters, class Gradients>
 Parameters& arrays_of(Gradients& gradients) {
   return gradients;
@@ -86,8 +84,7 @@ void each_element(Context<Space>& ctx, const char* name, const View& view, const
 
 }  // namespace detail
 
-/// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter
-/// 2019, algorithm 2).
+/// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter 2019, algorithm 2).
 template <class Parameters>
 class AdamW {
  public:

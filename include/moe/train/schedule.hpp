@@ -53,8 +53,7 @@ struct LinearSchedule {
   }
 };
 
-/// Warm-up, a plateau, then a straight line down to `floor` over the last
-/// `decay` steps (Hu et al. 2024, MiniCPM).
+/// Warm-up, a plateau, then a straight line down to `floor` over the last `decay` steps (Hu et al. 2024, MiniCPM).
 struct WarmupStableDecay {
   double peak = 1e-3;
   Index warmup = 0, steps = 1, decay = 0;

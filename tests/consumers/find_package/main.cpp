@@ -1,8 +1,6 @@
-#include <moe/version.hpp>
-
 #include <Kokkos_Core.hpp>
-
 #include <cstdio>
+#include <moe/version.hpp>
 
 int main() {
   const Kokkos::ScopeGuard kokkos;

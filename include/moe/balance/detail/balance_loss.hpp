@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// What the balance losses share: counts and mean probabilities of each group,
-/// their product, and its gradient.
+/// What the balance losses share: counts and mean probabilities of each group, their product, and its gradient.
 
 #include "moe/core/context.hpp"
 #include "moe/routing/routing.hpp"
@@ -11,8 +10,7 @@ MOE_NAMESPACE_BEGIN
 
 /// Which choices a balance loss counts.
 enum class Count { first_choice, all };
-/// What a balance loss averages: the router's scores, those divided by their
-/// sum, or the softmax of the logits.
+/// What a balance loss averages: the router's scores, those divided by their sum, or the softmax of the logits.
 enum class Probability { scores, normalized_scores, softmax };
 
 namespace detail {
@@ -27,11 +25,6 @@ struct BalanceRule {
 inline constexpr Index loss_chunk = 256;  // tokens; fixed, so that sums do not depend on threads
 inline Index chunks_of(Index tokens) {
   return (tokens + loss_chunk - 1) / loss_chunk;
-}
-
-template <class Space>
-KOKKOS_FUNCTION bool is_padding(const Vector<const std::uint8_t, Space>& mask, Index t) {
-  return mask.data() != nullptr && mask(t) == 0;
 }
 
 /// The probabilities of one token into `row`.
@@ -115,8 +108,7 @@ struct SumProducts {
   }
 };
 
-/// d loss / d probability(t, e) = factor * count / (n * n * G), pulled back to
-/// scores or logits.
+/// d loss / d probability(t, e) = factor * count / (n * n * G), pulled back to scores or logits.
 template <class Real, class Space>
 struct BalanceGradientRow {
   Groups<Space> groups;
@@ -249,13 +241,7 @@ struct CountLive {
   Vector<const std::uint8_t, Space> mask;
   Index tokens;
   Vector<Index, Space> live;
-  KOKKOS_FUNCTION static Index count(const Vector<const std::uint8_t, Space>& mask, Index tokens) {
-    if (mask.data() == nullptr) return tokens;
-    Index n = 0;
-    for (Index t = 0; t < tokens; ++t) n += mask(t) != 0;
-    return n;
-  }
-  KOKKOS_FUNCTION void operator()(Index) const { live(0) = count(mask, tokens); }
+  KOKKOS_FUNCTION void operator()(Index) const { live(0) = live_tokens<Space>(mask, 0, tokens); }
 };
 
 template <class Space>
@@ -269,7 +255,7 @@ struct ZLossSum {
   KOKKOS_FUNCTION void operator()(Index) const {
     double sum = 0;
     for (Index c = 0; c < chunks; ++c) sum += parts(c);
-    const Index live = CountLive<Space>::count(mask, tokens);
+    const Index live = live_tokens<Space>(mask, 0, tokens);
     if (live > 0) slot(0) += coefficient * sum / double(live);
   }
 };

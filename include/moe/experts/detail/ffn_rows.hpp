@@ -11,8 +11,7 @@ namespace detail {
 /// The expert a row belongs to, or E for rows behind the last.
 template <class Space>
 KOKKOS_FUNCTION Index expert_of(const DispatchPlan<Space>& plan, Index row) {
-  Index low = 0,
-        high = plan.experts;  // the first e with expert_offsets(e + 1) > row
+  Index low = 0, high = plan.experts;  // the first e with expert_offsets(e + 1) > row
   while (low < high) {
     const Index middle = (low + high) / 2;
     if (plan.expert_offsets(middle + 1) > row) {
@@ -53,8 +52,7 @@ struct ActivateRow {
   }
 };
 
-/// From dy and dhidden = dy W_down to hidden, the weight's gradient and the
-/// gradient before the activation; scales dy.
+/// From dy and dhidden = dy W_down to hidden, the weight's gradient and the gradient before the activation; scales dy.
 template <class Activation, class T, class Real, class Space>
 struct PullRow {
   DispatchPlan<Space> plan;

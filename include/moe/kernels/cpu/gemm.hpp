@@ -1,11 +1,9 @@
 #pragma once
 /// @file
-/// Products on the host: tiles of C, both operands packed into panels, one
-/// micro-kernel that the compiler vectorises.
+/// Products on the host: tiles of C, both operands packed into panels, one micro-kernel that the compiler vectorises.
 ///
-/// Edge tiles are padded with zeros and run the same code, and a sum is cut
-/// into blocks of a fixed size from its first element: so a row's result
-/// depends on nothing but the row and the weights.
+/// Edge tiles are padded with zeros and run the same code, and a sum is cut into blocks of a fixed size from its
+/// first element: so a row's result depends on nothing but the row and the weights.
 
 #include <algorithm>
 
@@ -15,17 +13,16 @@ MOE_NAMESPACE_BEGIN
 
 namespace kernels::cpu {
 
-/// Tile sizes: `rows` x `columns` of C a work item, `block` of the sum at a
-/// time, `panel` x `width` in registers. The packs of a tile fit in 128 KB of stack.
+/// Tile sizes: `rows` x `columns` of C a work item, `block` of the sum at a time, `panel` x `width` in registers.
+/// The packs of a tile fit in 128 KB of stack.
 template <class Real>
 struct Tile {
   static constexpr Index panel = 6, width = 128 / sizeof(Real), rows = 192 / sizeof(Real), columns = 2 * width,
                          block = 256;
 };
 
-/// Packs `count` rows of an operand, [first, first + count), and `depth` of its
-/// sum into panels of `height` rows, zeros behind the end: packed[panel][k][row
-/// in panel].
+/// Packs `count` rows of an operand, [first, first + count), and `depth` of its sum into panels of `height` rows,
+/// zeros behind the end: packed[panel][k][row in panel].
 template <Index height, class T, class Real>
 inline void pack(const Operand<T>& from, Index first, Index count, Index sum_begin, Index depth, Real* packed) {
   constexpr Index strip = 16;  // of the sum: a strip of a panel stays in the nearest cache while it is transposed
@@ -88,8 +85,7 @@ struct MultiplyTile {
     const Index column = item % column_tiles * S::columns;
     Index e = 0;
     Product<T> p = product.of(0);
-    // The experts' row counts are known here only: find the expert that this
-    // tile falls to.
+    // The experts' row counts are known here only: find the expert that this tile falls to.
     for (Index tiles = tiles_of(p); row_tile >= tiles; tiles = tiles_of(p)) {
       row_tile -= tiles;
       if (++e == product.experts) return;
@@ -128,8 +124,7 @@ struct MultiplyTile {
   }
 };
 
-/// Runs a product on a host space: threads take tiles of C, never parts of a
-/// sum.
+/// Runs a product on a host space: threads take tiles of C, never parts of a sum.
 template <class Space, class T>
 void multiply(const Space& space, const Product<T>& product) {
   using S = Tile<RouterReal<T>>;

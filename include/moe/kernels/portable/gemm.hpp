@@ -1,7 +1,6 @@
 #pragma once
 /// @file
-/// Products one output element a work item: correct on every backend, and the
-/// oracle of the faster ones.
+/// Products one output element a work item: correct on every backend, and the oracle of the faster ones.
 
 #include "moe/kernels/product.hpp"
 

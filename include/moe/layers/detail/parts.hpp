@@ -19,8 +19,7 @@ inline std::uint64_t next_layer_id() {
   return ++next;
 }
 
-/// The parameters of each branch, one after another; names are told apart by
-/// the branch's own `name`.
+/// The parameters of each branch, one after another; names are told apart by the branch's own `name`.
 template <class Branches, class T, class Space>
 struct BranchParameters;
 template <class T, class Space>

@@ -38,8 +38,7 @@ struct RowDraws {
   KOKKOS_FUNCTION RowRandom row(Index token) const { return {key, first_token + token, active}; }
 };
 
-/// The row maps of a chain that act at one place, in order; their pullbacks in
-/// reverse.
+/// The row maps of a chain that act at one place, in order; their pullbacks in reverse.
 template <MapPlace place, class Maps>
 struct RowMaps;
 template <MapPlace place>
@@ -71,11 +70,6 @@ struct RowMaps<place, Chain<First, Rest...>> {
     if constexpr (here) maps.first.pullback(team, result, gradient, random);
   }
 };
-
-template <class Space>
-KOKKOS_FUNCTION bool masked(const Vector<const std::uint8_t, Space>& mask, Index t) {
-  return mask.data() != nullptr && mask(t) == 0;
-}
 
 /// A token's input in the router's precision, with input maps.
 template <class T, class Real, class Space, class Maps>
@@ -117,8 +111,7 @@ struct ApplyKey {
   }
 };
 
-/// Logits to scores to keys. Padding gets zero scores; NaN raises the context's
-/// flag.
+/// Logits to scores to keys. Padding gets zero scores; NaN raises the context's flag.
 template <class Real, class Space, class Maps, class Scoring, class Balancer, class Keys>
 struct ScoreRow {
   Matrix<Real, Space> logits, scores, keys;
@@ -134,7 +127,7 @@ struct ScoreRow {
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Row<Real> z = row_of(logits, t), s = row_of(scores, t), key = row_of(keys, t);
     const Team team;
-    if (masked<Space>(mask, t)) {
+    if (is_padding<Space>(mask, t)) {
       for (Index e = 0; e < z.size; ++e) z[e] = s[e] = key[e] = 0;
       return;
     }
@@ -144,11 +137,34 @@ struct ScoreRow {
       s[e] = z[e];
       nan = nan || z[e] != z[e];
     }
-    if (nan) Kokkos::atomic_store(flag.data(), 1);
+    if (nan) Kokkos::atomic_or(flag.data(), int(fault_nan));
     scoring.apply(team, s);
     for (Index e = 0; e < z.size; ++e) key[e] = s[e];
     balancer.apply(team, Row<const Real>{bias.data(), Index(bias.extent(0))}, key);
     chain.each(ApplyKey<Real>{team, {z.data, z.size}, {s.data, s.size}, key});
+  }
+};
+
+/// Raises the flag where an id names no expert; with `repair` such ids become no_expert, so that no kernel follows
+/// them.
+KOKKOS_INLINE_FUNCTION void check_ids(Row<ExpertId> ids, Index experts, int* flag, bool repair) {
+  for (Index i = 0; i < ids.size; ++i) {
+    if (ids[i] >= no_expert && ids[i] < experts) continue;
+    Kokkos::atomic_or(flag, int(fault_expert_id));
+    if (repair) ids[i] = no_expert;
+  }
+}
+
+/// The same for all of a token's assignments, ragged or not.
+template <class Real, class Space>
+struct CheckIds {
+  Assignments<Real, Space> assignments;
+  Index experts;
+  Kokkos::View<int, typename Space::memory_space> flag;
+  bool repair;
+  KOKKOS_FUNCTION void operator()(Index t) const {
+    const Index begin = assignments.begin(t);
+    check_ids({assignments.expert.data() + begin, assignments.end(t) - begin}, experts, flag.data(), repair);
   }
 };
 
@@ -159,14 +175,16 @@ struct SelectRow {
   Assignments<Real, Space> assignments;
   Vector<const std::uint8_t, Space> mask;
   Selection selection;
+  Kokkos::View<int, typename Space::memory_space> flag;
 
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Row<ExpertId> chosen{assignments.expert.data() + assignments.begin(t), assignments.uniform_k};
-    if (masked<Space>(mask, t)) {
+    if (is_padding<Space>(mask, t)) {
       for (Index i = 0; i < chosen.size; ++i) chosen[i] = no_expert;
       return;
     }
     selection.select(Team{}, row_of(keys, t), chosen);
+    check_ids(chosen, Index(keys.extent(1)), flag.data(), true);
   }
 };
 
@@ -226,7 +244,7 @@ struct BackwardRow {
 
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Row<Real> dz = row_of(dlogits, t), ds = row_of(dscores, t), s = row_of(scores, t), z = row_of(logits, t);
-    if (masked<Space>(mask, t)) {
+    if (is_padding<Space>(mask, t)) {
       for (Index e = 0; e < dz.size; ++e) dz[e] = 0;
       return;
     }
