@@ -114,6 +114,24 @@ TEST_CASE("Equal loads cost what the papers say: Switch 1, its count of all choi
   CHECK(value(moe::ExpertBalanceLoss(1.0), routing, batch) == Approx(1.0));
 }
 
+TEST_CASE("In ragged lists K is the mean of the choices made") {
+  using Ragged = moe::MoELayer<moe::On<Space>, moe::Router<moe::Softmax, moe::ExpertChoice>, moe::ExpertBalanceLoss>;
+  const Index experts = 5, tokens = 7;
+  Ragged layer(moe::MoEConfig{.hidden = 6, .intermediate = 4, .experts = experts}, moe::ExpertBalanceLoss(1.0));
+  moe::Context<Space> ctx;
+  Ragged::Tape tape;
+  layer.forward(ctx, random<moe::Matrix<float, Space>>(1, tokens, 6), tape);
+  const auto report = moe::load_report(tape);
+  REQUIRE(report.assignments() < tape.routing.assignments.bound + 1);
+  double expected = 0;
+  for (Index e = 0; e < experts; ++e) {
+    double mean = 0;
+    for (Index t = 0; t < tokens; ++t) mean += double(tape.routing.scores(t, e)) / double(tokens);
+    expected += double(experts) * report.share(e) * mean;
+  }
+  CHECK(tape.loss() == Approx(expected));
+}
+
 TEST_CASE("The balancing bias moves choices and never weights") {
   moe::Matrix<float, Space> logits("logits", 1, 4);
   const float z[] = {2, 1, 0, -1};

@@ -26,7 +26,7 @@ struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
   explicit SwitchBalanceLoss(double c = 1e-2, Count n = Count::first_choice, Scope s = Scope::batch(),
                              Probability p = Probability::scores)
       : coefficient(c), count(n), scope(s), probability(p) {}
-  detail::BalanceRule rule(double experts, double) const { return {coefficient * experts, count, scope, probability}; }
+  detail::BalanceRule rule(double experts) const { return {coefficient * experts, count, scope, probability}; }
 };
 
 /// coefficient * 1/E * sum_e (c_e / S) m_e over groups of S tokens: c_e the first choices of e, m_e the mean gate
@@ -37,7 +37,7 @@ struct GShardBalanceLoss : detail::BalanceLossPolicy<GShardBalanceLoss> {
   Scope scope = Scope::batch();
 
   explicit GShardBalanceLoss(double c = 1e-2, Scope s = Scope::batch()) : coefficient(c), scope(s) {}
-  detail::BalanceRule rule(double experts, double) const {
+  detail::BalanceRule rule(double experts) const {
     return {coefficient / experts, Count::first_choice, scope, Probability::scores};
   }
 };
@@ -49,20 +49,21 @@ struct ExpertBalanceLoss : detail::BalanceLossPolicy<ExpertBalanceLoss> {
   double coefficient = 1e-3;
 
   explicit ExpertBalanceLoss(double c = 1e-3) : coefficient(c) {}
-  detail::BalanceRule rule(double experts, double k) const {
-    return {coefficient * experts / k, Count::all, Scope::batch(), Probability::scores};
+  detail::BalanceRule rule(double experts) const {
+    return {coefficient * experts, Count::all, Scope::batch(), Probability::scores, true};
   }
 };
 
-/// The same for each sequence, averaged over sequences, with scores normalised over experts (DeepSeek-V3, eq. 17 to
-/// 20; 1e-4 there. With softmax scores it is DeepSeek-V2's, as those sum to one).
+/// The same for each sequence, averaged over sequences, with scores normalised over experts (DeepSeek-V3, eq. 17 to 20;
+/// 1e-4 there. With softmax scores it is DeepSeek-V2's, as those sum to one). It counts the choices made, after bias
+/// and group limit, as DeepSeek's code does.
 struct SequenceBalanceLoss : detail::BalanceLossPolicy<SequenceBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-4;
 
   explicit SequenceBalanceLoss(double c = 1e-4) : coefficient(c) {}
-  detail::BalanceRule rule(double experts, double k) const {
-    return {coefficient * experts / k, Count::all, Scope::sequence(), Probability::normalized_scores};
+  detail::BalanceRule rule(double experts) const {
+    return {coefficient * experts, Count::all, Scope::sequence(), Probability::normalized_scores, true};
   }
 };
 

@@ -23,7 +23,7 @@ struct Pad {};
 enum class Priority {
   position,  ///< token order, then choice order (Switch)
   choice,    ///< all first choices before all second ones, each in token order (GShard)
-  score      ///< by combine weight, largest first, of equal weights the earlier (batch priority, Riquelme et al. 2021)
+  score      ///< by combine weight, largest first, ties by position (for K = 1: batch priority, Riquelme et al. 2021)
 };
 
 /// How the capacity factor's product becomes a whole number.
@@ -55,7 +55,8 @@ struct CapacityPolicy {
     detail::require<ConfigError>(minimum >= 0, "moe::CapacityPolicy: minimum is ", minimum, "; it cannot be negative.");
   }
 
-  /// C for a group of n tokens (padding not counted) with K choices each (for ragged lists K is their mean).
+  /// C for a group of n tokens, padding not counted, with K choices each (in ragged lists: their bound over the
+  /// tokens).
   KOKKOS_FUNCTION Index limit(Index n, double k, Index experts) const {
     if (tokens_per_expert > 0) return tokens_per_expert;
     const double exact = factor * k * double(n) / double(experts);

@@ -124,7 +124,9 @@ class MoELayer {
   /// own, and a Seed, in any order. Throws ConfigError for sizes that cannot work.
   template <class... Values>
   explicit MoELayer(const Config& config, const Values&... values) : config_(config) {
-    (detail::CheckLayerValue<Values, detail::one_of<Values, Policies..., Seed, Router, Capacity, Experts>>{}, ...);
+    static_assert(
+        (sizeof(detail::CheckLayerValue<Values, detail::one_of<Values, Policies..., Seed, Router, Capacity, Experts>>) +
+         ... + 1) > 0);
     if constexpr ((detail::one_of<Values, std::tuple<Policies...>, Policies..., Seed, Router, Capacity, Experts> &&
                    ...)) {
       (take(values), ...);

@@ -53,7 +53,7 @@ class Router {
   /// Values of policies, in any order; the others keep their defaults.
   template <class... Values>
   explicit Router(const Values&... values) {
-    (detail::CheckRouterValue<Values, detail::one_of<Values, Policies...>>{}, ...);
+    static_assert((sizeof(detail::CheckRouterValue<Values, detail::one_of<Values, Policies...>>) + ... + 1) > 0);
     if constexpr ((detail::one_of<Values, Policies...> && ...)) detail::assign_values(values_, values...);
   }
 

@@ -20,6 +20,7 @@ struct BalanceRule {
   Count count;
   Scope scope;
   Probability probability;
+  bool by_choices = false;  // count_e / (n K): K the choices a token makes, in ragged lists the mean of those made
 };
 
 inline constexpr Index loss_chunk = 256;  // tokens; fixed, so that sums do not depend on threads
@@ -53,15 +54,16 @@ struct ProbabilityRow {
   }
 };
 
-/// counts(g, e) of choices, and tokens(g), without padding.
+/// counts(g, e) of choices, tokens(g), and what counts are divided by, without padding.
 template <class Real, class Space>
 struct CountGroup {
   Groups<Space> groups;
   Assignments<Real, Space> assignments;
   Vector<const std::uint8_t, Space> mask;
   Count count;
-  Matrix<double, Space> counts;  // (G, E)
-  Vector<double, Space> tokens;  // (G)
+  bool by_choices;
+  Matrix<double, Space> counts;            // (G, E)
+  Vector<double, Space> tokens, divisors;  // (G)
   KOKKOS_FUNCTION void operator()(Index g) const {
     for (Index e = 0; e < Index(counts.extent(1)); ++e) counts(g, e) = 0;
     tokens(g) = 0;
@@ -75,6 +77,11 @@ struct CountGroup {
         if (assignments.expert(a) != no_expert) counts(g, assignments.expert(a)) += 1;
       }
     }
+    divisors(g) = tokens(g);
+    if (!by_choices) return;
+    divisors(g) *= double(assignments.uniform_k);
+    if (assignments.uniform_k != 0) return;
+    for (Index e = 0; e < Index(counts.extent(1)); ++e) divisors(g) += counts(g, e);
   }
 };
 
@@ -84,13 +91,12 @@ struct GroupProduct {
   Groups<Space> groups;
   Matrix<Real, Space> probability;
   Matrix<double, Space> counts, product;
-  Vector<double, Space> tokens;
+  Vector<double, Space> tokens, divisors;
   KOKKOS_FUNCTION void operator()(Index item) const {
     const Index experts = counts.extent(1), g = item / experts, e = item % experts;
     double sum = 0;
     for (Index t = groups.begin(g); t < groups.end(g); ++t) sum += double(probability(t, e));
-    const double n = tokens(g);
-    product(g, e) = n > 0 ? counts(g, e) / n * (sum / n) : 0.0;
+    product(g, e) = divisors(g) > 0 ? counts(g, e) / divisors(g) * (sum / tokens(g)) : 0.0;
   }
 };
 
@@ -108,12 +114,12 @@ struct SumProducts {
   }
 };
 
-/// d loss / d probability(t, e) = factor * count / (n * n * G), pulled back to scores or logits.
+/// d loss / d probability(t, e) = factor * count / (divisor * n * G), pulled back to scores or logits.
 template <class Real, class Space>
 struct BalanceGradientRow {
   Groups<Space> groups;
   Matrix<double, Space> counts;
-  Vector<double, Space> tokens;
+  Vector<double, Space> tokens, divisors;
   Matrix<Real, Space> probability, scores, work;
   Vector<const std::uint8_t, Space> mask;
   Probability kind;
@@ -124,8 +130,8 @@ struct BalanceGradientRow {
     if (is_padding<Space>(mask, t)) return;
     const Index g = groups.of(t);
     const Row<Real> p = row_of(probability, t), u = row_of(work, t);
-    const double n = tokens(g);
-    for (Index e = 0; e < p.size; ++e) u[e] = Real(factor * counts(g, e) / (n * n * double(groups.count)));
+    const double divisor = divisors(g) * tokens(g) * double(groups.count);
+    for (Index e = 0; e < p.size; ++e) u[e] = divisor > 0 ? Real(factor * counts(g, e) / divisor) : Real(0);
     if (kind == Probability::softmax) {
       Softmax{}.pullback(Team{}, Row<const Real>{p.data, p.size}, u);
       for (Index e = 0; e < p.size; ++e) dlogits(t, e) += u[e];
@@ -140,14 +146,7 @@ struct BalanceGradientRow {
   }
 };
 
-/// The mean number of choices a token makes, known on the host.
-template <class Real, class Space>
-double choices_of(const Assignments<Real, Space>& assignments) {
-  if (assignments.uniform_k != 0) return double(assignments.uniform_k);
-  return assignments.tokens == 0 ? 1.0 : double(assignments.bound) / double(assignments.tokens);
-}
-
-/// value and backward for a loss that has a `rule(experts, k)`.
+/// value and backward for a loss that has a `rule(experts)`.
 template <class Loss>
 struct BalanceLossPolicy {
   template <class T, class Real, class Space>
@@ -156,9 +155,9 @@ struct BalanceLossPolicy {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
     auto product = scratch.template matrix<double>(terms.groups.count, routing.logits.extent(1));
-    Kokkos::parallel_for(
-        "moe::balance_loss::product", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(product.size())),
-        GroupProduct<Real, Space>{terms.groups, terms.probability, terms.counts, product, terms.tokens});
+    Kokkos::parallel_for("moe::balance_loss::product", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(product.size())),
+                         GroupProduct<Real, Space>{terms.groups, terms.probability, terms.counts, product, terms.tokens,
+                                                   terms.divisors});
     Kokkos::parallel_for("moe::balance_loss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
                          SumProducts<Space>{product, terms.rule.factor, slot});
   }
@@ -169,10 +168,11 @@ struct BalanceLossPolicy {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
     auto work = scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1));
-    Kokkos::parallel_for("moe::balance_loss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-                         BalanceGradientRow<Real, Space>{terms.groups, terms.counts, terms.tokens, terms.probability,
-                                                         routing.scores, work, batch.mask, terms.rule.probability,
-                                                         scale * terms.rule.factor, dscores, dlogits});
+    Kokkos::parallel_for(
+        "moe::balance_loss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+        BalanceGradientRow<Real, Space>{terms.groups, terms.counts, terms.tokens, terms.divisors, terms.probability,
+                                        routing.scores, work, batch.mask, terms.rule.probability,
+                                        scale * terms.rule.factor, dscores, dlogits});
   }
 
  private:
@@ -182,19 +182,21 @@ struct BalanceLossPolicy {
     Groups<Space> groups;
     Matrix<Real, Space> probability;
     Matrix<double, Space> counts;
-    Vector<double, Space> tokens;
+    Vector<double, Space> tokens, divisors;
 
     template <class T>
     Terms(const BalanceLossPolicy& loss, Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
           const Batch<T, Space>& batch, const Routing<Real, Space>& routing)
-        : rule(static_cast<const Loss&>(loss).rule(double(routing.logits.extent(1)), choices_of(routing.assignments))),
+        : rule(static_cast<const Loss&>(loss).rule(double(routing.logits.extent(1)))),
           groups(detail::groups(rule.scope, batch)),
           probability(scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1))),
           counts(scratch.template matrix<double>(groups.count, routing.logits.extent(1))),
-          tokens(scratch.template vector<double>(groups.count)) {
+          tokens(scratch.template vector<double>(groups.count)),
+          divisors(scratch.template vector<double>(groups.count)) {
       if (batch.tokens() == 0) {
         fill(ctx.space, counts, 0.0);
         fill(ctx.space, tokens, 0.0);
+        fill(ctx.space, divisors, 0.0);
         groups.stride = 0;
         groups.count = 0;
         counts = Matrix<double, Space>(counts.data(), 0, counts.extent(1));
@@ -203,9 +205,9 @@ struct BalanceLossPolicy {
       Kokkos::parallel_for(
           "moe::balance_loss::probability", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
           ProbabilityRow<Real, Space>{routing.logits, routing.scores, probability, batch.mask, rule.probability});
-      Kokkos::parallel_for(
-          "moe::balance_loss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, groups.count),
-          CountGroup<Real, Space>{groups, routing.assignments, batch.mask, rule.count, counts, tokens});
+      Kokkos::parallel_for("moe::balance_loss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, groups.count),
+                           CountGroup<Real, Space>{groups, routing.assignments, batch.mask, rule.count, rule.by_choices,
+                                                   counts, tokens, divisors});
     }
   };
 };

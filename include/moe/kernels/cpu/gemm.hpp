@@ -1,9 +1,10 @@
 #pragma once
 /// @file
-/// Products on the host: tiles of C, both operands packed into panels, one micro-kernel that the compiler vectorises.
+/// Products on the host: tiles of C, the right operand packed into strips, the left one read where it lies, one
+/// micro-kernel in registers.
 ///
-/// Edge tiles are padded with zeros and run the same code, and a sum is cut into blocks of a fixed size from its
-/// first element: so a row's result depends on nothing but the row and the weights.
+/// Edge panels are padded with zeros and run the same code, and a sum is cut into blocks of a fixed size from its first
+/// element: so a row's result depends on nothing but the row and the weights.
 
 #include <algorithm>
 
@@ -13,12 +14,33 @@ MOE_NAMESPACE_BEGIN
 
 namespace kernels::cpu {
 
-/// Tile sizes: `rows` x `columns` of C a work item, `block` of the sum at a time, `panel` x `width` in registers.
-/// The packs of a tile fit in 128 KB of stack.
+/// GNU's vector types, which g++ and clang map to the widest registers they compile for.
+#if defined(__AVX512F__)
+#  define MOE_REGISTER_BYTES 64
+#elif defined(__AVX__)
+#  define MOE_REGISTER_BYTES 32
+#else
+#  define MOE_REGISTER_BYTES 16
+#endif
+template <class Real>
+struct Register;
+template <>
+struct Register<float> {
+  typedef float Vector __attribute__((vector_size(MOE_REGISTER_BYTES), aligned(4), may_alias));
+};
+template <>
+struct Register<double> {
+  typedef double Vector __attribute__((vector_size(MOE_REGISTER_BYTES), aligned(8), may_alias));
+};
+#undef MOE_REGISTER_BYTES
+
+/// Tile sizes: `rows` x `columns` of C a work item, `block` of the sum at a time, `panel` x `width` in registers: 12
+/// accumulators. The packs of a tile take 300 KB of stack.
 template <class Real>
 struct Tile {
-  static constexpr Index panel = 6, width = 128 / sizeof(Real), rows = 192 / sizeof(Real), columns = 2 * width,
-                         block = 256;
+  using Vector = typename Register<Real>::Vector;
+  static constexpr Index lanes = sizeof(Vector) / sizeof(Real), panel = 6, width = 2 * lanes, rows = 144,
+                         columns = 256 / sizeof(Real), block = 256;
 };
 
 /// Packs `count` rows of an operand, [first, first + count), and `depth` of its sum into panels of `height` rows,
@@ -52,24 +74,30 @@ inline void pack(const Operand<T>& from, Index first, Index count, Index sum_beg
   }
 }
 
-/// sums (panel, width) += a panel times a panel.
+/// sums (panel, width) += a panel of A, whose element (i, k) is a[i * row_stride + k * sum_stride], times a strip of B.
 template <class Real>
-inline void micro_kernel(const Real* __restrict a, const Real* __restrict b, Index depth, Real* __restrict sums) {
-  constexpr Index panel = Tile<Real>::panel, width = Tile<Real>::width;
-  Real local[panel][width];
-  for (Index i = 0; i < panel; ++i) {
-    for (Index j = 0; j < width; ++j) local[i][j] = sums[i * width + j];
+inline void micro_kernel(const Real* __restrict a, Index row_stride, Index sum_stride, const Real* __restrict b,
+                         Index depth, Real* __restrict sums) {
+  using S = Tile<Real>;
+  using Vector = typename S::Vector;
+  auto* out = reinterpret_cast<Vector*>(sums);
+  Vector local[S::panel][2];
+  for (Index i = 0; i < S::panel; ++i) {
+    local[i][0] = out[2 * i];
+    local[i][1] = out[2 * i + 1];
   }
-  for (Index k = 0; k < depth; ++k) {
+  for (Index k = 0; k < depth; ++k, a += sum_stride, b += S::width) {
+    const Vector left = *reinterpret_cast<const Vector*>(b), right = *reinterpret_cast<const Vector*>(b + S::lanes);
 #pragma GCC unroll 6
-    for (Index i = 0; i < panel; ++i) {
-      const Real factor = a[k * panel + i];
-#pragma GCC unroll 64
-      for (Index j = 0; j < width; ++j) local[i][j] += factor * b[k * width + j];
+    for (Index i = 0; i < S::panel; ++i) {
+      const Real factor = a[i * row_stride];
+      local[i][0] += factor * left;
+      local[i][1] += factor * right;
     }
   }
-  for (Index i = 0; i < panel; ++i) {
-    for (Index j = 0; j < width; ++j) sums[i * width + j] = local[i][j];
+  for (Index i = 0; i < S::panel; ++i) {
+    out[2 * i] = local[i][0];
+    out[2 * i + 1] = local[i][1];
   }
 }
 
@@ -100,25 +128,39 @@ struct MultiplyTile {
 
   static void tile(const Product<T>& p, Index row, Index column) {
     constexpr Index panels = S::rows / S::panel, strips = S::columns / S::width;
-    alignas(64) Real a[S::rows * S::block];
+    alignas(64) Real a[std::is_same_v<T, Real> ? S::panel * S::block : S::rows * S::block];
     alignas(64) Real b[S::columns * S::block];
-    alignas(64) Real sums[panels * strips][S::panel * S::width] = {};
+    alignas(64) Real sums[panels * strips][S::panel * S::width];
     const Index height = std::min(S::rows, p.m - row), breadth = std::min(S::columns, p.n - column);
     const Index live_panels = (height + S::panel - 1) / S::panel, live_strips = (breadth + S::width - 1) / S::width;
+    // Panels that need no padding and no conversion are read where they lie; `a` holds the others.
+    const Index direct = std::is_same_v<T, Real> ? height / S::panel : 0;
+    for (Index i = 0; i < live_panels; ++i) std::fill_n(sums[i * strips], live_strips * S::panel * S::width, Real(0));
     for (Index k = 0; k < p.sum; k += S::block) {
       const Index depth = std::min(S::block, p.sum - k);
-      pack<S::panel>(p.a, row, height, k, depth, a);
+      if (direct < live_panels) pack<S::panel>(p.a, row + direct * S::panel, height - direct * S::panel, k, depth, a);
       pack<S::width>(p.b, column, breadth, k, depth, b);
       for (Index j = 0; j < live_strips; ++j) {
-        for (Index i = 0; i < live_panels; ++i)
-          micro_kernel(a + i * S::panel * depth, b + j * S::width * depth, depth, sums[i * strips + j]);
+        const Real* strip = b + j * S::width * depth;
+        if constexpr (std::is_same_v<T, Real>) {
+          const Real* panel = p.a.data + row * p.a.row_stride + k * p.a.sum_stride;
+          for (Index i = 0; i < direct; ++i, panel += S::panel * p.a.row_stride)
+            micro_kernel<Real>(panel, p.a.row_stride, p.a.sum_stride, strip, depth, sums[i * strips + j]);
+        }
+        for (Index i = direct; i < live_panels; ++i)
+          micro_kernel<Real>(a + (i - direct) * S::panel * depth, 1, S::panel, strip, depth, sums[i * strips + j]);
       }
     }
     for (Index i = 0; i < height; ++i) {
-      T* c = p.c + (row + i) * p.n + column;
-      for (Index j = 0; j < breadth; ++j) {
-        const Real sum = sums[i / S::panel * strips + j / S::width][i % S::panel * S::width + j % S::width];
-        c[j] = T(p.accumulate ? Real(c[j]) + sum : sum);
+      for (Index j = 0; j < live_strips; ++j) {
+        const Real* from = sums[i / S::panel * strips + j] + i % S::panel * S::width;
+        T* c = p.c + (row + i) * p.n + column + j * S::width;
+        const Index width = std::min(S::width, breadth - j * S::width);
+        if (p.accumulate) {
+          for (Index l = 0; l < width; ++l) c[l] = T(Real(c[l]) + from[l]);
+        } else {
+          for (Index l = 0; l < width; ++l) c[l] = T(from[l]);
+        }
       }
     }
   }
