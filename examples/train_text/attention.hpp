@@ -27,6 +27,20 @@ struct AttentionParameters {
   }
 };
 
+/// Cosine and sine of each position and pair of a head: angle = position * 10000^(-i / half).
+template <class T, class Space>
+struct Rotary {
+  Matrix<T, Space> table;  // (length, width): cosines, then sines
+  KOKKOS_FUNCTION void operator()(Index position) const {
+    const Index half = Index(table.extent(1)) / 2;
+    for (Index i = 0; i < half; ++i) {
+      const T angle = T(position) * Kokkos::pow(T(10000), -T(i) / T(half));
+      table(position, i) = Kokkos::cos(angle);
+      table(position, half + i) = Kokkos::sin(angle);
+    }
+  }
+};
+
 /// Between token order, (T, 3H) or (T, H), and head order, (groups * length, width); rotates queries and keys.
 template <class T, class Space>
 struct Heads {
@@ -34,7 +48,8 @@ struct Heads {
   Matrix<T, Space> tokens;
   Index column;  // of the first head in `tokens`
   T* heads;
-  bool rotate, to_heads;
+  Matrix<T, Space> rotary;  // empty: no rotation
+  bool to_heads;
 
   KOKKOS_FUNCTION void operator()(Index row) const {
     const Index group = row / shape.length, position = row % shape.length;
@@ -44,10 +59,9 @@ struct Heads {
     const Index half = shape.width / 2;
     for (Index i = 0; i < half; ++i) {
       T c = 1, s = 0;
-      if (rotate) {
-        const T angle = T(position) * Kokkos::pow(T(10000), -T(i) / T(half));
-        c = Kokkos::cos(angle);
-        s = Kokkos::sin(angle);
+      if (rotary.data() != nullptr) {
+        c = rotary(position, i);
+        s = rotary(position, half + i);
       }
       if (to_heads) {
         const T a = token[i], b = token[i + half];
@@ -111,6 +125,7 @@ class Attention {
     Vector<Index, Space> offsets;  // (groups + 1)
     Tensor3<T, Space> q, k, v;     // (groups, length, width)
     Matrix<T, Space> p, mixed;     // (groups * length, length), (T, H)
+    Matrix<T, Space> rotary;       // (length, width)
   };
 
   static Parameters parameters(Index hidden) {
@@ -128,19 +143,21 @@ class Attention {
       moe::detail::shape(*view, "head", shape.groups(), shape.length, shape.width);
     moe::detail::shape(saved.p, "p", rows, shape.length);
     moe::detail::shape(saved.mixed, "mixed", shape.tokens(), hidden);
+    moe::detail::shape(saved.rotary, "rotary", shape.length, shape.width);
     run(ctx, "offsets", shape.groups() + 1, GroupOffsets<Space>{shape.length, saved.offsets});
+    run(ctx, "rotary", shape.length, Rotary<T, Space>{saved.rotary});
 
     typename moe::Context<Space>::Scratch scratch(ctx);
     auto qkv = scratch.template matrix<T>(shape.tokens(), 3 * hidden);
     auto mixed = scratch.template matrix<T>(rows, shape.width);
     k::dense_forward<T, Space>(ctx.space, x, p.qkv, qkv);
-    run(ctx, "q", rows, Heads<T, Space>{shape, qkv, 0, saved.q.data(), true, true});
-    run(ctx, "k", rows, Heads<T, Space>{shape, qkv, hidden, saved.k.data(), true, true});
-    run(ctx, "v", rows, Heads<T, Space>{shape, qkv, 2 * hidden, saved.v.data(), false, true});
+    run(ctx, "q", rows, Heads<T, Space>{shape, qkv, 0, saved.q.data(), saved.rotary, true});
+    run(ctx, "k", rows, Heads<T, Space>{shape, qkv, hidden, saved.k.data(), saved.rotary, true});
+    run(ctx, "v", rows, Heads<T, Space>{shape, qkv, 2 * hidden, saved.v.data(), {}, true});
     k::grouped_forward<T, Space>(ctx.space, saved.offsets, flat(saved.q), saved.k, saved.p);
     run(ctx, "softmax", rows, CausalSoftmax<T, Space>{shape.length, scale(shape), saved.p});
     k::grouped_backward_rows<T, Space>(ctx.space, saved.offsets, saved.p, saved.v, mixed);
-    run(ctx, "mixed", rows, Heads<T, Space>{shape, saved.mixed, 0, mixed.data(), false, false});
+    run(ctx, "mixed", rows, Heads<T, Space>{shape, saved.mixed, 0, mixed.data(), {}, false});
     k::dense_forward<T, Space>(ctx.space, saved.mixed, p.out, y);
   }
 
@@ -160,15 +177,15 @@ class Attention {
     moe::detail::fill(ctx.space, dv, T(0));
     k::dense_backward_rows<T, Space>(ctx.space, dy, p.out, dmixed, false);
     k::dense_backward_weight<T, Space>(ctx.space, dy, saved.mixed, gradients.out);
-    run(ctx, "dmixed", rows, Heads<T, Space>{shape, dmixed, 0, dheads.data(), false, true});
+    run(ctx, "dmixed", rows, Heads<T, Space>{shape, dmixed, 0, dheads.data(), {}, true});
     k::grouped_forward<T, Space>(ctx.space, saved.offsets, dheads, saved.v, dp);
     k::grouped_backward_weight<T, Space>(ctx.space, saved.offsets, saved.p, dheads, grouped(shape, dv));
     run(ctx, "dsoftmax", rows, CausalSoftmaxGradient<T, Space>{shape.length, scale(shape), saved.p, dp});
     k::grouped_backward_rows<T, Space>(ctx.space, saved.offsets, dp, saved.k, dq);
     k::grouped_backward_weight<T, Space>(ctx.space, saved.offsets, dp, flat(saved.q), grouped(shape, dk));
-    run(ctx, "dq", rows, Heads<T, Space>{shape, dqkv, 0, dq.data(), true, false});
-    run(ctx, "dk", rows, Heads<T, Space>{shape, dqkv, hidden, dk.data(), true, false});
-    run(ctx, "dv", rows, Heads<T, Space>{shape, dqkv, 2 * hidden, dv.data(), false, false});
+    run(ctx, "dq", rows, Heads<T, Space>{shape, dqkv, 0, dq.data(), saved.rotary, false});
+    run(ctx, "dk", rows, Heads<T, Space>{shape, dqkv, hidden, dk.data(), saved.rotary, false});
+    run(ctx, "dv", rows, Heads<T, Space>{shape, dqkv, 2 * hidden, dv.data(), {}, false});
     k::dense_backward_rows<T, Space>(ctx.space, dqkv, p.qkv, dx, false);
     k::dense_backward_weight<T, Space>(ctx.space, dqkv, x, gradients.qkv);
   }

@@ -9,13 +9,20 @@
 
 struct Options {
   std::string model = "mixtral";
+  bool balanced = true;           // else the losses weigh nothing and the balancing bias stands still
   std::vector<std::string> text;  // one file a domain
   std::string out = "out";
-  std::string resume;
+  std::string resume;  // a checkpoint to go on from
   moe::Index steps = 700;
   std::uint64_t seed = 1;
-  moe::Index batch = 16, sequence = 128;  // sequences a step, bytes a sequence
+  moe::Index batch = 16, microbatches = 2, sequence = 128;  // sequences a step, passes a step, bytes a sequence
   moe::Index hidden = 128, layers = 3, heads = 4;
   double learning_rate = 3e-3;
-  bool json = false;  // the report on standard output, progress on standard error
+  moe::Index checkpoint_every = 50;
+  bool export_routing = false;
+  moe::Index corrupt_batch = -1;  // a drill: this batch becomes noise
+  bool json = false;              // the report on standard output, progress on standard error
+
+  /// Files of a run begin with this.
+  std::string stem() const { return out + "/" + model + (balanced ? "" : "-unbalanced") + "-" + std::to_string(seed); }
 };

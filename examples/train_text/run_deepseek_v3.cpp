@@ -7,12 +7,13 @@ nlohmann::json run_deepseek_v3(const Options& options, const Corpus& corpus) {
   using Router = moe::Router<moe::Sigmoid, moe::TopK<3>, moe::GroupLimit<4, 2, moe::BestTwo>, moe::BiasBalancer,
                              moe::NormalizeSum, moe::Scale>;
   using Layer = moe::MoELayer<Router, moe::ExpertFFN<moe::SwiGLU>, moe::SharedExperts<1>, moe::SequenceBalanceLoss>;
-  const Router router{moe::Scale{1.5}, moe::BiasBalancer{0.003}};
+  const Router router{moe::Scale{1.5}, moe::BiasBalancer{options.balanced ? 0.003 : 0.0}};
+  const moe::SequenceBalanceLoss loss(options.balanced ? 1e-4 : 0.0);
   auto make_layer = [&](moe::Index number) {
     return Layer(
         Layer::Config{
             .hidden = options.hidden, .intermediate = options.hidden, .experts = 16, .layer = std::uint32_t(number)},
-        router, moe::Seed{options.seed});
+        router, loss, moe::Seed{options.seed});
   };
   return text::Trainer<Layer>(options, corpus, make_layer).run();
 }

@@ -5,11 +5,12 @@
 
 nlohmann::json run_gshard(const Options& options, const Corpus& corpus) {
   using Layer = moe::GShard;
+  const moe::GShardBalanceLoss loss(options.balanced ? 0.64 : 0.0);  // the paper's lacks a factor of E^2: 64 * 1e-2
   auto make_layer = [&](moe::Index number) {
     return Layer(
         Layer::Config{
             .hidden = options.hidden, .intermediate = 3 * options.hidden, .experts = 8, .layer = std::uint32_t(number)},
-        moe::gshard_capacity(), moe::Seed{options.seed});
+        moe::gshard_capacity(), loss, moe::Seed{options.seed});
   };
   return text::Trainer<Layer>(options, corpus, make_layer).run();
 }

@@ -5,11 +5,12 @@
 
 nlohmann::json run_switch(const Options& options, const Corpus& corpus) {
   using Layer = moe::Switch;
+  const moe::SwitchBalanceLoss loss(options.balanced ? 1e-2 : 0.0);
   auto make_layer = [&](moe::Index number) {
     return Layer(
         Layer::Config{
             .hidden = options.hidden, .intermediate = 6 * options.hidden, .experts = 8, .layer = std::uint32_t(number)},
-        moe::Seed{options.seed});
+        loss, moe::Seed{options.seed});
   };
   return text::Trainer<Layer>(options, corpus, make_layer).run();
 }

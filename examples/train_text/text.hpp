@@ -33,11 +33,11 @@ class Corpus {
 
   const std::vector<Domain>& domains() const { return domains_; }
 
-  /// Sequence `number` of a step: domains take turns, the place is drawn. inputs and targets are `length` bytes each.
-  void draw(std::uint64_t seed, std::uint64_t step, moe::Index number, moe::Index length, std::int32_t* inputs,
+  /// Sequence `number` of a batch: domains take turns, the place is drawn. inputs and targets are `length` bytes each.
+  void draw(std::uint64_t seed, std::uint64_t batch, moe::Index number, moe::Index length, std::int32_t* inputs,
             std::int32_t* targets) const {
-    const auto& text = domains_[(step + std::uint64_t(number)) % domains_.size()].training;
-    const moe::RandomKey key{seed, step, 0, moe::Purpose::data};
+    const auto& text = domains_[(batch + std::uint64_t(number)) % domains_.size()].training;
+    const moe::RandomKey key{seed, batch, 0, moe::Purpose::data};
     const std::uint64_t places = text.size() - std::uint64_t(length);
     copy(text, moe::random_bits(key, std::uint64_t(number), 0) % places, length, inputs, targets);
   }

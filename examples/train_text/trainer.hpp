@@ -1,18 +1,20 @@
 #pragma once
 /// @file
-/// Training, validation, sampling and the report, for any model.
+/// Training as it is really done, for any model: microbatches, checkpoints, spikes rolled back, a run that can be
+/// stopped at any moment and goes on bit for bit.
 
 #include <fmt/format.h>
 
 #include <chrono>
 #include <filesystem>
 #include <moe/io/checkpoint.hpp>
-#include <nlohmann/json.hpp>
+#include <set>
 
 #include "options.hpp"
 #include "progress.hpp"
+#include "spike.hpp"
 #include "text.hpp"
-#include "transformer.hpp"
+#include "validation.hpp"
 
 namespace text {
 
@@ -21,7 +23,7 @@ class Trainer {
  public:
   using Model = Transformer<Layer>;
   using Space = typename Layer::Space;
-  using Host = Kokkos::View<std::int32_t*, Kokkos::HostSpace>;
+  using Json = nlohmann::json;
 
   template <class MakeLayer>
   Trainer(const Options& options, const Corpus& corpus, const MakeLayer& make_layer)
@@ -30,178 +32,254 @@ class Trainer {
         model_(options.hidden, options.layers, options.heads, moe::Seed{options.seed}, make_layer),
         gradients_(model_.gradients()),
         optimizer_(model_.parameters, {.beta2 = 0.95, .weight_decay = 0.1}),
-        statistics_(model_.layers().size()) {
+        statistics_(model_.layers().size()),
+        validation_(options, corpus) {
+    moe::detail::require<moe::ConfigError>(options.batch % options.microbatches == 0, "train_text: ", options.batch,
+                                           " sequences do not divide into ", options.microbatches,
+                                           " microbatches. Choose --batch as a multiple of --microbatches.");
     ctx_.seed = options.seed;
-    if (!options.resume.empty()) {
-      state_ = moe::load_checkpoint(options.resume, model_.parameters, model_.buffers, optimizer_);
-    }
   }
 
-  /// The whole job. Returns the report that is also written to OUT/report.json.
-  nlohmann::json run() {
+  /// The whole job; returns the report.
+  Json run() {
+    Stages::reset();
+    if (options_.resume.empty()) {
+      save();
+    } else {
+      restore(options_.resume);
+    }
     const moe::CosineSchedule schedule{.peak = options_.learning_rate,
                                        .warmup = options_.steps / 20 + 1,
                                        .steps = options_.steps,
                                        .floor = options_.learning_rate / 10};
     Progress progress(options_.steps, state_.step);
     const auto start = std::chrono::steady_clock::now();
-    double smooth = 0;
-    for (; state_.step < options_.steps && !interrupted(); ++state_.step) {
-      const double bits = step(schedule(state_.step));
-      smooth = smooth == 0 ? bits : 0.9 * smooth + 0.1 * bits;
-      const moe::LoadReport load = moe::load_report(tape_.blocks[0].moe);
-      progress.show(state_.step + 1, smooth, double(options_.batch * options_.sequence), load.maximum_violation());
-      curve_.push_back(
-          {{"step", state_.step + 1}, {"bits_per_byte", bits}, {"maximum_violation", load.maximum_violation()}});
+    const Index first = state_.step;
+    while (state_.step < options_.steps && !interrupted()) {
+      const Index batch = next_batch();
+      double bits = NAN, norm = NAN;
+      try {
+        bits = pass(batch);
+        norm = moe::clip_gradient_norm(ctx_, arrays(gradients_), 1.0);
+      } catch (const moe::DataError&) {
+        bits = NAN;  // numbers that are not finite are a spike like any other
+      }
+      if (detector_.spike(bits)) {
+        roll_back(batch, bits);
+        continue;
+      }
+      detector_.add(bits);
+      update(schedule(state_.step));
+      ++state_.step;
+      state_.data_position = batch + 1;
+      record(bits, norm, schedule(state_.step - 1));
+      progress.show(state_.step, detector_.mean, double(options_.batch * options_.sequence), violation_);
+      if (state_.step % options_.checkpoint_every == 0) save();
     }
     progress.finish();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-
-    const std::string checkpoint = options_.out + "/" + options_.model + ".safetensors";
-    state_.data_position = state_.step * options_.batch;
-    state_.seed = options_.seed;
-    moe::save_checkpoint(checkpoint, model_.parameters, model_.buffers, optimizer_, state_,
-                         {{"model", options_.model}});
-    nlohmann::json report{{"model", options_.model},      {"steps", state_.step},     {"seed", options_.seed},
-                          {"seconds", seconds},           {"checkpoint", checkpoint}, {"parameters", parameters()},
-                          {"interrupted", interrupted()}, {"curve", curve_}};
-    if (!interrupted()) finish(report);
-    return report;
+    const double seconds = seconds_since(start);
+    save();
+    return report(seconds, double((state_.step - first) * options_.batch * options_.sequence) / (seconds - aside_));
   }
 
  private:
-  /// One optimiser step; returns the training loss in bits per byte.
-  double step(double learning_rate) {
-    ctx_.step = std::uint64_t(state_.step);
+  using Parameters = typename Model::Parameters;
+  static double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  static Parameters& arrays(typename Model::Gradients& gradients) { return gradients; }
+  std::string checkpoint() const { return options_.stem() + ".safetensors"; }
+
+  Index next_batch() const {
+    Index batch = state_.data_position;
+    while (skipped_.count(batch) != 0) ++batch;
+    return batch;
+  }
+
+  /// Forward and backward of a batch in microbatches; returns the loss in bits per byte.
+  double pass(Index number) {
+    ctx_.step = std::uint64_t(number);  // a batch's draws are its own, whatever was skipped before it
     ctx_.training = true;
-    const Index length = options_.sequence, count = options_.batch * length;
-    Host inputs("inputs", std::size_t(count)), targets("targets", std::size_t(count));
-    for (Index b = 0; b < options_.batch; ++b) {
-      corpus_.draw(options_.seed, ctx_.step, b, length, inputs.data() + b * length, targets.data() + b * length);
-    }
-    forward(inputs, targets, options_.batch, length, tape_);
-    moe::zero(ctx_, static_cast<typename Model::Parameters&>(gradients_));
-    model_.backward(ctx_, tape_, gradients_);
-    moe::clip_gradient_norm(ctx_, static_cast<typename Model::Parameters&>(gradients_), 1.0);
-    optimizer_.step(ctx_, model_.parameters, gradients_, learning_rate);
-    for (std::size_t i = 0; i < model_.layers().size(); ++i) {
-      statistics_[i].reset();
-      statistics_[i].add(tape_.blocks[i].moe);
-      model_.layers()[i].update_balance(ctx_, statistics_[i]);
-    }
-    return mean_bits(tape_);
-  }
-
-  void forward(const Host& inputs, const Host& targets, Index batch, Index length, typename Model::Tape& tape) {
-    auto tokens = Kokkos::create_mirror_view_and_copy(typename Space::memory_space{}, inputs);
-    Vector<const std::int32_t, Space> wanted;
-    if (targets.is_allocated()) wanted = Kokkos::create_mirror_view_and_copy(typename Space::memory_space{}, targets);
-    model_.forward(ctx_, tokens, wanted, batch, length, tape);
-  }
-
-  static double mean_bits(const typename Model::Tape& tape) {
-    auto losses = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, tape.losses);
-    double sum = 0;
-    for (std::size_t t = 0; t < losses.extent(0); ++t) sum += losses(t);
-    return sum / double(losses.extent(0)) / std::log(2.0);
-  }
-
-  /// Bits per byte of a domain's validation text, up to 16 batches of it.
-  double validate(const Domain& domain, typename Model::Tape& tape) {
-    const Index length = options_.sequence, whole = (Index(domain.validation.size()) - 1) / length;
-    const Index batch = std::min(options_.batch, whole), batches = std::min<Index>(16, whole / batch);
-    double sum = 0;
-    for (Index n = 0; n < batches; ++n) {
-      Host inputs("inputs", std::size_t(batch * length)), targets("targets", std::size_t(batch * length));
-      for (Index b = 0; b < batch; ++b) {
-        const Index place = (n * batch + b) * (whole / (batch * batches)) * length;  // spread over the text
-        Corpus::copy(domain.validation, std::uint64_t(place), length, inputs.data() + b * length,
+    const Index length = options_.sequence, count = options_.batch / options_.microbatches, tokens = count * length;
+    const double scale = 1.0 / double(options_.microbatches);
+    HostBytes inputs("inputs", std::size_t(tokens)), targets("targets", std::size_t(tokens));
+    moe::zero(ctx_, arrays(gradients_));
+    for (auto& statistics : statistics_) statistics.reset();
+    double bits = 0;
+    for (Index m = 0; m < options_.microbatches; ++m) {
+      ctx_.first_token = m * tokens;
+      for (Index b = 0; b < count; ++b) {
+        corpus_.draw(options_.seed, std::uint64_t(number), m * count + b, length, inputs.data() + b * length,
                      targets.data() + b * length);
       }
-      forward(inputs, targets, batch, length, tape);
-      sum += mean_bits(tape);
+      if (number == options_.corrupt_batch) scramble(inputs, targets);
+      forward(model_, ctx_, inputs, targets, count, length, tape_, scale);
+      model_.backward(ctx_, tape_, gradients_, scale);
+      for (std::size_t i = 0; i < statistics_.size(); ++i) statistics_[i].add(tape_.blocks[i].moe);
+      bits += scale * mean_bits(tape_);
     }
-    return sum / double(batches);
+    return bits;
   }
 
-  /// `bytes` bytes that follow `prompt`, drawn at temperature 0.8.
-  std::string sample(std::string text, Index bytes) {
-    typename Model::Tape tape;
-    const moe::RandomKey key{options_.seed, 0, 0, moe::Purpose::sample};
-    for (Index n = 0; n < bytes; ++n) {
-      const Index length = options_.sequence, live = std::min<Index>(length, Index(text.size()));
-      Host inputs("inputs", std::size_t(length));
-      for (Index i = 0; i < live; ++i)
-        inputs(i) = static_cast<unsigned char>(text[text.size() - std::size_t(live - i)]);
-      forward(inputs, {}, 1, length, tape);
-      auto logits = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, tape.logits);
-      double top = -INFINITY, total = 0;
-      std::vector<double> weight(vocabulary);
-      for (Index v = 0; v < vocabulary; ++v) top = std::max(top, double(logits(live - 1, v)));
-      for (Index v = 0; v < vocabulary; ++v) total += weight[v] = std::exp((double(logits(live - 1, v)) - top) / 0.8);
-      double u = moe::random_uniform<double>(key, std::uint64_t(n), 0) * total;
-      Index chosen = 0;
-      while (chosen + 1 < vocabulary && (u -= weight[chosen]) > 0) ++chosen;
-      text += char(chosen);
+  /// The drill: targets that no text has.
+  void scramble(const HostBytes& inputs, const HostBytes& targets) const {
+    for (std::size_t i = 0; i < inputs.extent(0); ++i) targets(i) = 255 - inputs(i);
+  }
+
+  void update(double learning_rate) {
+    const Stage stage("optimiser");
+    optimizer_.step(ctx_, model_.parameters, gradients_, learning_rate);
+    for (std::size_t i = 0; i < statistics_.size(); ++i) model_.layers()[i].update_balance(ctx_, statistics_[i]);
+  }
+
+  /// What the report draws, about 200 points of it.
+  void record(double bits, double norm, double learning_rate) {
+    double dropped = 0, choices = 0, entropy = 0;
+    violation_ = 0;
+    std::vector<moe::LoadReport> loads;  // of all microbatches
+    for (const auto& statistics : statistics_) {
+      const std::vector<Index> counts = moe::detail::to_host(statistics.counts());
+      loads.push_back({options_.batch * options_.sequence, counts, counts});
+      violation_ += loads.back().maximum_violation() / double(statistics_.size());
     }
-    return text;
-  }
-
-  Index parameters() const {
-    Index count = 0;
-    auto add = [&](std::string_view, const auto& view) { count += Index(view.size()); };
-    Model::Parameters::visit(add, model_.parameters);
-    return count;
-  }
-
-  /// Validation, load reports and a sample.
-  void finish(nlohmann::json& report) {
-    ctx_.training = false;
-    typename Model::Tape tape;
-    double sum = 0;
-    for (const Domain& domain : corpus_.domains()) {
-      const double bits = validate(domain, tape);
-      report["validation_bits_per_byte"][domain.name] = bits;
-      sum += bits;
-      for (std::size_t i = 0; i < tape.blocks.size(); ++i) {
-        const moe::LoadReport load = moe::load_report(tape.blocks[i].moe);
-        report["load"][domain.name].push_back({{"routed", load.routed},
-                                               {"kept", load.kept},
-                                               {"dropped", load.dropped()},
-                                               {"maximum_violation", load.maximum_violation()},
-                                               {"coefficient_of_variation", load.coefficient_of_variation()},
-                                               {"entropy", load.entropy()}});
+    if (due(200)) {
+      for (const auto& block : tape_.blocks) {  // of the last microbatch
+        const moe::LoadReport last = moe::load_report(block.moe);
+        dropped += double(last.dropped());
+        choices += double(last.assignments());
+        entropy += router_entropy(block.moe) / double(tape_.blocks.size());
+      }
+      history_["curve"].push_back({{"step", state_.step},
+                                   {"bits_per_byte", bits},
+                                   {"learning_rate", learning_rate},
+                                   {"gradient_norm", norm},
+                                   {"activation_norm", activation_norm(tape_)},
+                                   {"maximum_violation", violation_},
+                                   {"drop_rate", choices > 0 ? dropped / choices : 0.0},
+                                   {"router_entropy", entropy}});
+    }
+    if (due(100)) {
+      history_["load_history"]["steps"].push_back(state_.step);
+      for (std::size_t i = 0; i < loads.size(); ++i) {
+        auto row = Json::array();
+        for (Index e = 0; e < loads[i].experts(); ++e) row.push_back(std::round(1e4 * loads[i].share(e)) / 1e4);
+        history_["load_history"]["layers"][i].push_back(row);
       }
     }
-    report["validation_bits_per_byte"]["mean"] = sum / double(corpus_.domains().size());
-    for (std::size_t i = 0; i < tape_.blocks.size(); ++i) loads_.push_back(moe::load_report(tape_.blocks[i].moe));
-    const auto& first = corpus_.domains().front().validation;
-    const Index prompt = std::min<Index>(64, Index(first.size()));
-    report["sample"] = nlohmann::json::binary({});
-    sample_ = sample(std::string(first.begin(), first.begin() + prompt), 300);
-    report["sample"] = printable(sample_);
-    report["load_last_step"] = nlohmann::json::array();
-    for (const moe::LoadReport& load : loads_) report["load_last_step"].push_back(load.routed);
-    print(report);
-  }
-
-  /// Valid UTF-8 whatever the model wrote: bytes that are not plain become dots.
-  static std::string printable(std::string text) {
-    for (char& c : text) c = (c >= ' ' && c < 127) || c == '\n' ? c : '.';
-    return text;
-  }
-
-  void print(const nlohmann::json& report) const {
-    std::FILE* out = options_.json ? stderr : stdout;
-    fmt::print(out, "\nValidation, bits per byte:\n");
-    for (const auto& [name, bits] : report["validation_bits_per_byte"].items())
-      fmt::print(out, "  {:<12} {:.3f}\n", name, double(bits));
-    for (std::size_t i = 0; i < loads_.size(); ++i) {
-      std::ostringstream table;
-      table << loads_[i];
-      fmt::print(out, "\nLoad of layer {} in the last step:\n{}", i, table.str());
+    if (state_.step == options_.steps) {
+      for (const auto& block : tape_.blocks) {
+        const moe::LoadReport last = moe::load_report(block.moe);
+        history_["load"].push_back({{"tokens", last.tokens}, {"routed", last.routed}, {"kept", last.kept}});
+      }
     }
-    fmt::print(out, "\nA sample (the first 64 bytes are given):\n{}\n", printable(sample_));
+    if (due(8)) {
+      const auto start = std::chrono::steady_clock::now();
+      const RoutingRecord routing = validation_.run(model_, ctx_, 1, state_.step);
+      aside_ += seconds_since(start);
+      history_["validation_curve"].push_back({{"step", state_.step}, {"bits_per_byte", validation_.mean()}});
+      if (options_.export_routing)
+        write_routing(fmt::format("{}.step-{:06}.routing.safetensors", options_.stem(), state_.step), routing);
+    }
+  }
+
+  /// Is this step one of about `points` in the run? The last step always is.
+  bool due(Index points) const {
+    return state_.step % std::max<Index>(1, options_.steps / points) == 0 || state_.step == options_.steps;
+  }
+
+  /// Back to the last checkpoint, and never again to that batch.
+  void roll_back(Index batch, double bits) {
+    const Index step = state_.step;
+    const auto skipped = skipped_;
+    const Json spikes = history_.value("spikes", Json::array());
+    restore(checkpoint());
+    skipped_.insert(skipped.begin(), skipped.end());
+    skipped_.insert(batch);
+    history_["spikes"] = spikes;
+    const std::string action = fmt::format("rolled back to step {}, batch {} skipped", state_.step, batch);
+    history_["spikes"].push_back(
+        {{"step", step}, {"loss", std::isfinite(bits) ? Json(bits) : Json()}, {"action", action}});
+    fmt::print(stderr, "\nLoss spike of {:.2f} bits per byte in step {}: {}.\n", bits, step + 1, action);
+    if (state_.step == last_rollback_)
+      ++rollbacks_;
+    else
+      rollbacks_ = 1;
+    last_rollback_ = state_.step;
+    moe::detail::require<moe::DataError>(rollbacks_ < 5,
+                                         "train_text: the loss spiked five times from the checkpoint of step ",
+                                         state_.step, ". Lower --learning-rate, or look at the text.");
+  }
+
+  /// What must be the same for a run to go on.
+  Json configuration() const {
+    Json domains = Json::array();
+    for (const Domain& domain : corpus_.domains())
+      domains.push_back(fmt::format("{} ({} bytes)", domain.name, domain.training.size() + domain.validation.size()));
+    return {{"model", options_.model},
+            {"balanced", options_.balanced},
+            {"seed", options_.seed},
+            {"batch", options_.batch},
+            {"sequence", options_.sequence},
+            {"microbatches", options_.microbatches},
+            {"hidden", options_.hidden},
+            {"layers", options_.layers},
+            {"heads", options_.heads},
+            {"steps", options_.steps},
+            {"learning_rate", options_.learning_rate},
+            {"text", domains}};
+  }
+
+  void save() {
+    state_.seed = options_.seed;
+    const Json run{{"configuration", configuration()},
+                   {"skipped", skipped_},
+                   {"detector", detector_.save()},
+                   {"history", history_}};
+    moe::save_checkpoint(checkpoint(), model_.parameters, model_.buffers, optimizer_, state_,
+                         {{"train_text", run.dump()}});
+  }
+
+  void restore(const std::string& path) {
+    const Json run = read_run(path);
+    const Json mine = configuration();
+    for (const auto& [key, value] : run.at("configuration").items()) {
+      moe::detail::require<moe::ConfigError>(mine.value(key, Json()) == value, "train_text: '", path,
+                                             "' was made with ", key, " ", value.dump(), ", but this run has ",
+                                             mine.value(key, Json()).dump(), ". Give the same options to go on.");
+    }
+    state_ = moe::load_checkpoint(path, model_.parameters, model_.buffers, optimizer_);
+    skipped_ = run.at("skipped").get<std::set<Index>>();
+    detector_.load(run.at("detector"));
+    history_ = run.at("history");
+  }
+
+  static Json read_run(const std::string& path) {
+    const moe::SafetensorsReader file(path);
+    const auto found = file.metadata().find("train_text");
+    moe::detail::require<moe::IoError>(found != file.metadata().end(), "train_text: '", path,
+                                       "' is no checkpoint of train_text.");
+    return Json::parse(found->second);
+  }
+
+  Json report(double seconds, double rate) {
+    Json report = history_;
+    report.update({{"configuration", configuration()},
+                   {"model", options_.model + (options_.balanced ? "" : "-unbalanced")},
+                   {"seed", options_.seed},
+                   {"steps", state_.step},
+                   {"tokens_per_step", options_.batch * options_.sequence},
+                   {"seconds", seconds},
+                   {"tokens_per_second", rate},
+                   {"checkpoint", checkpoint()},
+                   {"interrupted", state_.step < options_.steps},
+                   {"time_shares", Stages::shares()},
+                   {"memory_bytes", Stages::peak_bytes()}});
+    if (state_.step < options_.steps) return report;
+    if (options_.export_routing)
+      write_routing_csv(options_.stem() + ".routing.csv", validation_.run(model_, ctx_, 1, state_.step));
+    report.update(validation_.finish(model_, ctx_));
+    report.update(sizes(model_, validation_.tape(), options_.sequence));
+    return report;
   }
 
   Options options_;
@@ -209,13 +287,18 @@ class Trainer {
   moe::Context<Space> ctx_;
   Model model_;
   typename Model::Gradients gradients_;
-  moe::AdamW<typename Model::Parameters> optimizer_;
+  moe::AdamW<Parameters> optimizer_;
   std::vector<moe::LoadStatistics<Space>> statistics_;
+  Validation<Model> validation_;
   typename Model::Tape tape_;
   moe::TrainingState state_;
-  nlohmann::json curve_ = nlohmann::json::array();
-  std::vector<moe::LoadReport> loads_;
-  std::string sample_;
+  SpikeDetector detector_;
+  std::set<Index> skipped_;  // batches that spiked
+  Json history_ = Json::object();
+  double violation_ = 0;
+  double aside_ = 0;  // seconds of validation
+  Index last_rollback_ = -1;
+  int rollbacks_ = 0;
 };
 
 }  // namespace text

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "stages.hpp"
 
 namespace text {
 
@@ -78,6 +79,7 @@ class Transformer {
     };
     Shape shape;
     Vector<const std::int32_t, Space> tokens;
+    Vector<Index, Space> sequences;  // (batch + 1) first tokens
     std::vector<Block> blocks;
     Matrix<T, Space> last, normed, logits;
     Vector<T, Space> inverse;
@@ -128,9 +130,10 @@ class Transformer {
   }
 
   /// tokens, targets (batch * length): fills tape.losses with each byte's loss in nats, and tape.logits with the
-  /// gradient of their mean (or, without targets, with the logits).
+  /// gradient of their mean times `scale` (or, without targets, with the logits).
   void forward(moe::Context<Space>& ctx, const Vector<const std::int32_t, Space>& tokens,
-               const Vector<const std::int32_t, Space>& targets, Index batch, Index length, Tape& tape) const {
+               const Vector<const std::int32_t, Space>& targets, Index batch, Index length, Tape& tape,
+               double scale = 1) const {
     const Index hidden = parameters.embedding.extent(1), count = batch * length;
     tape.shape = {batch, length, heads_, hidden / heads_};
     tape.tokens = tokens;
@@ -141,6 +144,8 @@ class Transformer {
     reshape(tape.logits, vocabulary);
     moe::detail::shape(tape.inverse, "inverse", count);
     moe::detail::shape(tape.losses, "losses", count);
+    moe::detail::shape(tape.sequences, "sequences", batch + 1);
+    run(ctx, "sequences", batch + 1, GroupOffsets<Space>{length, tape.sequences});
     for (auto& block : tape.blocks) {
       for (auto* view : {&block.x, &block.normed1, &block.attended, &block.middle, &block.normed2})
         reshape(*view, hidden);
@@ -155,20 +160,26 @@ class Transformer {
       const auto& p = parameters.blocks[i];
       const Matrix<T, Space>& next = i + 1 < layers_.size() ? tape.blocks[i + 1].x : tape.last;
       run(ctx, "norm", count, RmsNorm<T, Space>{s.x, p.norm1, s.normed1, s.inverse1});
-      SelfAttention::forward(ctx, tape.shape, s.normed1, p.attention, s.attended, s.attention);
+      {
+        const Stage stage("attention");
+        SelfAttention::forward(ctx, tape.shape, s.normed1, p.attention, s.attended, s.attention);
+      }
       run(ctx, "add", Index(s.x.size()), Add<T>{s.x.data(), s.attended.data(), s.middle.data()});
       run(ctx, "norm", count, RmsNorm<T, Space>{s.middle, p.norm2, s.normed2, s.inverse2});
-      const auto y = layers_[i].forward(ctx, s.normed2, s.moe);
+      moe::Batch<T, Space> rows;
+      rows.x = s.normed2;
+      rows.sequence_offsets = tape.sequences;
+      const auto y = layers_[i].forward(ctx, rows, s.moe);
       run(ctx, "add", Index(y.size()), Add<T>{s.middle.data(), y.data(), next.data()});
     }
     run(ctx, "norm", count, RmsNorm<T, Space>{tape.last, parameters.norm, tape.normed, tape.inverse});
     moe::kernels::dense_forward<T, Space>(ctx.space, tape.normed, parameters.head, tape.logits);
     if (targets.data() != nullptr)
-      run(ctx, "loss", count, CrossEntropy<T, Space>{tape.logits, targets, tape.losses, T(1) / T(count)});
+      run(ctx, "loss", count, CrossEntropy<T, Space>{tape.logits, targets, tape.losses, T(scale / double(count))});
   }
 
-  /// After a forward with targets; adds into gradients, the MoE layers' losses included.
-  void backward(moe::Context<Space>& ctx, Tape& tape, Gradients& gradients) const {
+  /// After a forward with targets and the same scale; adds into gradients, the MoE layers' losses included.
+  void backward(moe::Context<Space>& ctx, Tape& tape, Gradients& gradients, double scale = 1) const {
     const Index hidden = parameters.embedding.extent(1), count = tape.shape.tokens();
     typename moe::Context<Space>::Scratch scratch(ctx);
     auto dx = scratch.template matrix<T>(count, hidden), dnormed = scratch.template matrix<T>(count, hidden);
@@ -180,9 +191,12 @@ class Transformer {
       auto& s = tape.blocks[i];
       auto& g = gradients.blocks[i];
       const auto& p = parameters.blocks[i];
-      const auto dmoe = layers_[i].backward(ctx, dx, s.moe, gradients.moe[i]);
+      const auto dmoe = layers_[i].backward(ctx, dx, s.moe, gradients.moe[i], scale);
       pull_norm(ctx, s.middle, dmoe, p.norm2, s.inverse2, dx, g.norm2);
-      SelfAttention::backward(ctx, dx, s.normed1, p.attention, s.attention, dnormed, g.attention);
+      {
+        const Stage stage("attention");
+        SelfAttention::backward(ctx, dx, s.normed1, p.attention, s.attention, dnormed, g.attention);
+      }
       pull_norm(ctx, s.x, dnormed, p.norm1, s.inverse1, dx, g.norm1);
     }
     run(ctx, "embed", hidden, EmbedGradient<T, Space>{tape.tokens, dx, gradients.embedding});

@@ -1,0 +1,111 @@
+#include "compare.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <fstream>
+#include <moe/io/detail/file.hpp>
+#include <thread>
+
+#include "models.hpp"
+#include "progress.hpp"
+#include "report/report.hpp"
+#include "report/table.hpp"
+
+namespace {
+
+using Json = nlohmann::json;
+
+/// The processor's name, its cores and the widest instructions this program was compiled for.
+std::string machine() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string name = "unknown processor";
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) == 0) {
+      name = line.substr(line.find(':') + 2);
+      break;
+    }
+  }
+#if defined(__AVX512F__)
+  const char* instructions = "AVX-512";
+#elif defined(__AVX2__)
+  const char* instructions = "AVX2";
+#else
+  const char* instructions = "baseline instructions";
+#endif
+  return fmt::format("{}, {} cores, {}", name, std::thread::hardware_concurrency(), instructions);
+}
+
+Json frame(const std::string& command) {
+  return {{"command", command},
+          {"date", fmt::format("{:%Y-%m-%d}", fmt::localtime(std::time(nullptr)))},
+          {"machine", machine()},
+          {"runs", Json::array()}};
+}
+
+void write_json(const std::string& path, const Json& json) {
+  moe::detail::AtomicFile file(path);
+  const std::string text = json.dump(1) + "\n";
+  file.write(std::as_bytes(std::span(text)));
+  file.commit();
+}
+
+/// A run's report from an earlier session, if it is complete and was made with the same options.
+Json finished(const Options& options) {
+  std::ifstream file(options.stem() + ".json");
+  const Json run = file ? Json::parse(file, nullptr, false) : Json();
+  if (!run.is_object() || run.value("interrupted", true)) return {};
+  const Json& c = run.at("configuration");
+  const bool same = c.at("steps") == options.steps && c.at("hidden") == options.hidden &&
+                    c.at("layers") == options.layers && c.at("batch") == options.batch &&
+                    c.at("sequence") == options.sequence && c.at("learning_rate") == options.learning_rate;
+  return same ? run : Json();
+}
+
+}  // namespace
+
+void write_single_report(const Options& options, const Json& run, const std::string& command) {
+  write_json(options.stem() + ".json", run);
+  Json comparison = frame(command);
+  comparison["runs"].push_back(run);
+  write_report(options.out, comparison);
+}
+
+void compare(const Options& options, const Corpus& corpus, int seeds, bool go_on, const std::string& command) {
+  std::FILE* out = options.json ? stderr : stdout;
+  std::vector<Options> plan;
+  for (int seed = 0; seed < seeds; ++seed) {
+    for (const char* model : {"dense", "switch", "gshard", "mixtral", "deepseek-v3", "deepseek-v3", "expert-choice"}) {
+      Options one = options;
+      one.balanced = plan.empty() || plan.back().model != model;  // the second of a model goes unbalanced
+      one.model = model;
+      one.seed = options.seed + std::uint64_t(seed);
+      plan.push_back(one);
+    }
+  }
+  Json comparison = frame(command);
+  for (std::size_t i = 0; i < plan.size() && !text::interrupted(); ++i) {
+    Options& one = plan[i];
+    Json run = go_on ? finished(one) : Json();
+    if (run.is_null()) {
+      const bool unfinished = go_on && std::ifstream(one.stem() + ".safetensors").good();
+      if (unfinished) one.resume = one.stem() + ".safetensors";
+      fmt::print(stderr, "[{}/{}] {}{}, seed {}{}\n", i + 1, plan.size(), models().at(one.model).title,
+                 one.balanced ? "" : " without balancing", one.seed, unfinished ? ", going on" : "");
+      run = run_model(one, corpus);
+      write_json(one.stem() + ".json", run);
+    }
+    if (run.value("interrupted", false)) break;
+    comparison["runs"].push_back(run);
+    write_json(options.out + "/comparison.json", comparison);
+    write_report(options.out, comparison);
+  }
+  if (options.json) {
+    fmt::print("{}\n", comparison.dump());
+  }
+  fmt::print(out, "\n{}", report::terminal_table(comparison));
+  if (text::interrupted())
+    fmt::print(out, "\nInterrupted. Go on with: --compare --resume --out {} and the same options\n", options.out);
+  fmt::print(out, "\nReport: {}/report.html\n", options.out);
+}

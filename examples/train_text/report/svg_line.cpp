@@ -1,0 +1,172 @@
+/// @file
+/// Line charts: lines, thin lines, dots and upright marks over round ticks.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "svg.hpp"
+
+namespace svg {
+namespace {
+
+/// Maps values to places; ticks inside [from, to] only.
+struct Axis {
+  double from = 0, to = 1, start = 0, end = 1;
+  bool log = false;
+  std::vector<double> ticks;
+
+  double operator()(double value) const {
+    const double share = log ? std::log(value / from) / std::log(to / from) : (value - from) / (to - from);
+    return start + (end - start) * std::clamp(share, 0.0, 1.0);
+  }
+  std::string label(std::size_t tick) const {
+    if (log) return fmt::format("{:g}", ticks[tick]);
+    return tick_label(ticks[tick], ticks.size() > 1 ? ticks[1] - ticks[0] : 1);
+  }
+};
+
+struct Range {
+  double low = INFINITY, high = -INFINITY;
+  void add(double value) {
+    low = std::min(low, value);
+    high = std::max(high, value);
+  }
+};
+
+Axis make_x(Range range, double start, double end, int count) {
+  if (!(range.high > range.low)) range.high = range.low + 1;
+  Axis axis{range.low, range.high, start, end, false, round_ticks(range.low, range.high, count)};
+  std::erase_if(axis.ticks, [&](double tick) { return tick < axis.from - 1e-9 || tick > axis.to + 1e-9; });
+  return axis;
+}
+
+Axis make_y(Range range, double start, double end, int count, bool log) {
+  if (!log) {
+    Axis axis{0, 1, start, end, false, round_ticks(range.low, range.high, count)};
+    axis.from = axis.ticks.front();
+    axis.to = axis.ticks.back();
+    return axis;
+  }
+  const double from = std::floor(std::log10(range.low) + 1e-9), to = std::ceil(std::log10(range.high) - 1e-9);
+  Axis axis{range.low / 1.1, range.high * 1.1, start, end, true, {}};
+  for (double power = from; power <= to; ++power) {
+    for (const int digit : {1, 2, 3, 4, 5, 6, 8}) {  // fewer of them, the more decades there are
+      const bool shown = digit == 1 || (to - from <= 2 && (digit == 2 || digit == 5)) || axis.to / axis.from < 10;
+      const double tick = digit * std::pow(10, power);
+      if (shown && tick >= axis.from && tick <= axis.to) axis.ticks.push_back(tick);
+    }
+  }
+  return axis;
+}
+
+bool usable(const Point& point, bool log) {
+  return std::isfinite(point.x) && std::isfinite(point.y) && (!log || point.y > 0);
+}
+
+std::string path(const std::vector<Point>& points, const Axis& x, const Axis& y) {
+  std::string d;
+  bool pen_down = false;
+  for (const Point& point : points) {
+    if (!usable(point, y.log)) {
+      pen_down = false;
+      continue;
+    }
+    d += fmt::format("{}{:.1f} {:.1f}", pen_down ? "L" : "M", x(point.x), y(point.y));
+    pen_down = true;
+  }
+  return d;
+}
+
+/// Invisible columns whose hover text reads every line's value there.
+std::string hover_columns(const LineChart& chart, const Axis& x, const Axis& y) {
+  std::string out;
+  constexpr int columns = 28;
+  const double width = (x.to - x.from) / columns;
+  for (int column = 0; column < columns; ++column) {
+    const double left = x.from + column * width;
+    std::string title;
+    for (const Series& series : chart.series) {
+      if (series.kind != Series::line) continue;
+      double sum = 0;
+      int count = 0;
+      for (const Point& point : series.points) {
+        if (!usable(point, false) || point.x < left || point.x > left + width) continue;
+        sum += point.y;
+        ++count;
+      }
+      if (count > 0)
+        title += fmt::format("\n{}{:.4g}", series.name.empty() ? "" : escape(series.name) + " ", sum / count);
+    }
+    if (title.empty()) continue;
+    out += fmt::format(
+        R"(<rect class="z" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{:.0f}"><title>{} {:.0f}{}</title></rect>)",
+        x(left), y.end, x(left + width) - x(left), y.start - y.end, escape(chart.x_title), left + width / 2, title);
+  }
+  return out;
+}
+
+}  // namespace
+
+Picture line_chart(const LineChart& chart) {
+  Picture picture{chart.width, chart.height, "", chart.title};
+  const bool wide = chart.width > 400;
+  const double left = wide ? 58 : 44, right = chart.width - 14, top = wide ? 36 : 30,
+               bottom = chart.height - (wide ? 52 : 38);
+  Range xs, ys;
+  for (const Series& series : chart.series) {
+    for (const Point& point : series.points) {
+      if (!usable(point, chart.log_y)) continue;
+      xs.add(point.x);
+      ys.add(point.y);
+    }
+  }
+  if (!(xs.low <= xs.high)) return {};
+  if (chart.y_from_zero && !chart.log_y) ys.add(0);
+  const Axis x = make_x(xs, left, right, wide ? 7 : 4), y = make_y(ys, bottom, top, 4, chart.log_y);
+
+  std::string& body = picture.body;
+  body += fmt::format(R"(<text class="t" x="0" y="15">{}</text>)", escape(chart.title));
+  for (std::size_t i = 0; i < y.ticks.size(); ++i) {
+    const double place = y(y.ticks[i]);
+    body +=
+        fmt::format(R"(<path class="g" d="M{:.0f} {:.1f}H{:.0f}"/><text class="a e" x="{:.0f}" y="{:.1f}">{}</text>)",
+                    left, place, right, left - 7, place + 4, y.label(i));
+  }
+  for (std::size_t i = 0; i < x.ticks.size(); ++i) {
+    const double place = x(x.ticks[i]);
+    // Every other tick goes where letters are large; a label at the right edge ends there.
+    const bool optional = x.ticks.size() > 4 && i % 2 == 1, last = place > right - 16;
+    body += fmt::format(
+        R"(<path class="g" d="M{0:.1f} {1:.0f}v5"/><text class="a {2}{3}" x="{4:.1f}" y="{5:.0f}">{6}</text>)", place,
+        bottom, last ? "e" : "m", optional ? " o" : "", last ? right + 2 : place, bottom + (wide ? 22 : 17),
+        x.label(i));
+  }
+  body += fmt::format(R"(<text class="a m" x="{:.0f}" y="{:.0f}">{}</text>)", (left + right) / 2, chart.height - 6,
+                      escape(chart.x_title));
+  for (const auto& [place, meaning] : chart.marks) {
+    if (!(place >= x.from && place <= x.to)) continue;
+    body += fmt::format(R"(<path class="x" d="M{:.1f} {:.0f}V{:.0f}"><title>{}</title></path>)", x(place), bottom, top,
+                        escape(meaning));
+  }
+  for (const Series::Kind kind : {Series::thin, Series::line}) {  // means over seeds
+    for (const Series& series : chart.series) {
+      if (series.kind != kind) continue;
+      body += fmt::format(R"(<path class="l{} k{}" d="{}"><title>{}</title></path>)", kind == Series::thin ? " n" : "",
+                          series.color, path(series.points, x, y), escape(series.name));
+    }
+  }
+  body += hover_columns(chart, x, y);
+  for (const Series& series : chart.series) {
+    if (series.kind != Series::dots) continue;
+    for (const Point& point : series.points) {
+      if (!usable(point, chart.log_y)) continue;
+      body += fmt::format(
+          R"(<circle class="d k{}" cx="{:.1f}" cy="{:.1f}" r="3.6"><title>{}, {} {:.0f}: {:.4g}</title></circle>)",
+          series.color, x(point.x), y(point.y), escape(series.name), escape(chart.x_title), point.x, point.y);
+    }
+  }
+  return picture;
+}
+
+}  // namespace svg
