@@ -10,9 +10,9 @@ endif()
 get_filename_component(_cuda_bin ${CMAKE_CUDA_COMPILER} DIRECTORY)
 find_program(MOE_CUOBJDUMP cuobjdump HINTS ${_cuda_bin})
 foreach(_program quickstart custom_router)
-  if(TARGET ${_program} AND MOE_CUOBJDUMP)
+  if(TARGET ${_program} AND (MOE_CUOBJDUMP OR CMAKE_READELF))
     add_custom_command(TARGET ${_program} POST_BUILD VERBATIM
-      COMMAND ${CMAKE_COMMAND} -DCUOBJDUMP=${MOE_CUOBJDUMP} -DPROGRAM=$<TARGET_FILE:${_program}>
+      COMMAND ${CMAKE_COMMAND} -DCUOBJDUMP=${MOE_CUOBJDUMP} -DREADELF=${CMAKE_READELF} -DPROGRAM=$<TARGET_FILE:${_program}>
               -DARCHITECTURE=${CMAKE_CUDA_ARCHITECTURES}
               -P ${CMAKE_CURRENT_LIST_DIR}/CheckDeviceCode.cmake)
   endif()

@@ -20,10 +20,11 @@ Layer make() {
   return Layer(moe::MoEConfig{.hidden = hidden, .intermediate = 21, .experts = 16}, moe::Seed{9});
 }
 
-/// Output, gradients of x and of all parameters of one pass, one behind the other.
-std::vector<float> pass() {
+/// Output, gradients of x and of all parameters, and parameters after a step, one behind the other.
+std::vector<float> pass(const Space& space) {
   auto layer = make();
   moe::Context<Space> ctx;
+  ctx.space = space;
   Layer::Tape tape;
   auto gradients = layer.gradients();
   const auto x = random<moe::Matrix<float, Space>>(1, tokens, hidden);
@@ -45,17 +46,23 @@ std::vector<float> pass() {
 }
 
 #if defined(KOKKOS_ENABLE_OPENMP)
+/// Counts the threads that take part.
+struct CountThreads {
+  int* count;
+  void operator()(Index) const { *count = omp_get_num_threads(); }
+};
+
 TEST_CASE("A step has the same bits for 1, 2 and 3 threads") {
-  const int before = omp_get_max_threads();
-  omp_set_num_threads(1);
-  const auto one = pass();
+  const auto one = pass(Kokkos::OpenMP(1));
   for (int threads : {2, 3}) {
-    omp_set_num_threads(threads);
-    const auto more = pass();
+    const Kokkos::OpenMP space(threads);  // a pool of its own: Kokkos does not follow omp_set_num_threads
+    int count = 0;
+    Kokkos::parallel_for(Kokkos::RangePolicy<Kokkos::OpenMP>(space, 0, 1), CountThreads{&count});
+    CHECK(count == threads);
+    const auto more = pass(space);
     REQUIRE(more.size() == one.size());
     CHECK(std::memcmp(more.data(), one.data(), one.size() * sizeof(float)) == 0);
   }
-  omp_set_num_threads(before);
 }
 #endif
 
