@@ -13,10 +13,10 @@ struct Options {
   std::vector<std::string> text;  // one file a domain
   std::string out = "out";
   std::string resume;  // a checkpoint to go on from
-  moe::Index steps = 700;
+  moe::Index steps = 1200;
   std::uint64_t seed = 1;
   moe::Index batch = 16, microbatches = 2, sequence = 128;  // sequences a step, passes a step, bytes a sequence
-  moe::Index hidden = 128, layers = 3, heads = 4;
+  moe::Index hidden = 64, layers = 2, heads = 2;
   double learning_rate = 3e-3;
   moe::Index checkpoint_every = 50;
   bool export_routing = false;

@@ -7,7 +7,8 @@ nlohmann::json run_deepseek_v3(const Options& options, const Corpus& corpus) {
   using Router = moe::Router<moe::Sigmoid, moe::TopK<3>, moe::GroupLimit<4, 2, moe::BestTwo>, moe::BiasBalancer,
                              moe::NormalizeSum, moe::Scale>;
   using Layer = moe::MoELayer<Router, moe::ExpertFFN<moe::SwiGLU>, moe::SharedExperts<1>, moe::SequenceBalanceLoss>;
-  const Router router{moe::Scale{1.5}, moe::BiasBalancer{options.balanced ? 0.003 : 0.0}};
+  const Router router{moe::Scale{1.5},
+                      moe::BiasBalancer{options.balanced ? 0.01 : 0.0}};  // a short run: ten times the paper's rate
   const moe::SequenceBalanceLoss loss(options.balanced ? 1e-4 : 0.0);
   auto make_layer = [&](moe::Index number) {
     return Layer(
