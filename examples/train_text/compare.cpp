@@ -3,11 +3,11 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
-#include <cmath>
 #include <fstream>
-#include <moe/io/detail/file.hpp>
 #include <thread>
 
+#include "configuration.hpp"
+#include "files.hpp"
 #include "models.hpp"
 #include "progress.hpp"
 #include "report/report.hpp"
@@ -45,22 +45,15 @@ Json frame(const std::string& command) {
 }
 
 void write_json(const std::string& path, const Json& json) {
-  moe::detail::AtomicFile file(path);
-  const std::string text = json.dump(1) + "\n";
-  file.write(std::as_bytes(std::span(text)));
-  file.commit();
+  write_whole(path, json.dump(1) + "\n");
 }
 
 /// A run's report from an earlier session, if it is complete and was made with the same options.
-Json finished(const Options& options) {
+Json finished(const Options& options, const Corpus& corpus) {
   std::ifstream file(options.stem() + ".json");
   const Json run = file ? Json::parse(file, nullptr, false) : Json();
   if (!run.is_object() || run.value("interrupted", true)) return {};
-  const Json& c = run.at("configuration");
-  const bool same = c.at("steps") == options.steps && c.at("hidden") == options.hidden &&
-                    c.at("layers") == options.layers && c.at("batch") == options.batch &&
-                    c.at("sequence") == options.sequence && c.at("learning_rate") == options.learning_rate;
-  return same ? run : Json();
+  return run.at("configuration") == configuration(options, corpus) ? run : Json();
 }
 
 }  // namespace
@@ -87,7 +80,7 @@ void compare(const Options& options, const Corpus& corpus, int seeds, bool go_on
   Json comparison = frame(command);
   for (std::size_t i = 0; i < plan.size() && !text::interrupted(); ++i) {
     Options& one = plan[i];
-    Json run = go_on ? finished(one) : Json();
+    Json run = go_on ? finished(one, corpus) : Json();
     if (run.is_null()) {
       const bool unfinished = go_on && std::ifstream(one.stem() + ".safetensors").good();
       if (unfinished) one.resume = one.stem() + ".safetensors";

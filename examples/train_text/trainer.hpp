@@ -10,6 +10,7 @@
 #include <moe/io/checkpoint.hpp>
 #include <set>
 
+#include "configuration.hpp"
 #include "options.hpp"
 #include "progress.hpp"
 #include "spike.hpp"
@@ -43,11 +44,8 @@ class Trainer {
   /// The whole job; returns the report.
   Json run() {
     Stages::reset();
-    if (options_.resume.empty()) {
-      save();
-    } else {
-      restore(options_.resume);
-    }
+    if (!options_.resume.empty()) restore(options_.resume);
+    save();  // what a spike goes back to
     const moe::CosineSchedule schedule{.peak = options_.learning_rate,
                                        .warmup = options_.steps / 20 + 1,
                                        .steps = options_.steps,
@@ -210,28 +208,9 @@ class Trainer {
                                          state_.step, ". Lower --learning-rate, or look at the text.");
   }
 
-  /// What must be the same for a run to go on.
-  Json configuration() const {
-    Json domains = Json::array();
-    for (const Domain& domain : corpus_.domains())
-      domains.push_back(fmt::format("{} ({} bytes)", domain.name, domain.training.size() + domain.validation.size()));
-    return {{"model", options_.model},
-            {"balanced", options_.balanced},
-            {"seed", options_.seed},
-            {"batch", options_.batch},
-            {"sequence", options_.sequence},
-            {"microbatches", options_.microbatches},
-            {"hidden", options_.hidden},
-            {"layers", options_.layers},
-            {"heads", options_.heads},
-            {"steps", options_.steps},
-            {"learning_rate", options_.learning_rate},
-            {"text", domains}};
-  }
-
   void save() {
     state_.seed = options_.seed;
-    const Json run{{"configuration", configuration()},
+    const Json run{{"configuration", configuration(options_, corpus_)},
                    {"skipped", skipped_},
                    {"detector", detector_.save()},
                    {"history", history_}};
@@ -241,7 +220,7 @@ class Trainer {
 
   void restore(const std::string& path) {
     const Json run = read_run(path);
-    const Json mine = configuration();
+    const Json mine = configuration(options_, corpus_);
     for (const auto& [key, value] : run.at("configuration").items()) {
       moe::detail::require<moe::ConfigError>(mine.value(key, Json()) == value, "train_text: '", path,
                                              "' was made with ", key, " ", value.dump(), ", but this run has ",
@@ -263,7 +242,7 @@ class Trainer {
 
   Json report(double seconds, double rate) {
     Json report = history_;
-    report.update({{"configuration", configuration()},
+    report.update({{"configuration", configuration(options_, corpus_)},
                    {"model", options_.model + (options_.balanced ? "" : "-unbalanced")},
                    {"seed", options_.seed},
                    {"steps", state_.step},

@@ -6,9 +6,9 @@
 
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <stdexcept>
 
+#include "../files.hpp"
 #include "data.hpp"
 #include "findings.hpp"
 #include "pictures.hpp"
@@ -206,19 +206,6 @@ std::string page(const json& comparison, const std::vector<Model>& models) {
       escape(title), svg::style(), page_style, html);
 }
 
-void write_file(const std::string& path, const std::string& content) {
-  const std::string partial = path + ".partial";
-  std::ofstream file(partial, std::ios::binary);
-  file << content;
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(partial, path, error);
-  if (!file || error) {
-    std::filesystem::remove(partial, error);
-    throw std::runtime_error("report: cannot write '" + path + "'. Is the folder writable, and the disk not full?");
-  }
-}
-
 }  // namespace
 }  // namespace report
 
@@ -232,7 +219,7 @@ std::vector<std::string> write_report(const std::string& folder, const nlohmann:
   std::vector<std::string> paths;
   const auto write = [&](const std::string& name, const std::string& content) {
     paths.push_back(folder + "/" + name);
-    write_file(paths.back(), content);
+    write_whole(paths.back(), content);
   };
   const auto write_pictures = [&](const std::string& name, const std::string& title, std::vector<Picture> pictures,
                                   bool key, const std::vector<std::pair<int, std::string>>& legend = {}) {
