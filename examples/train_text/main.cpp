@@ -81,7 +81,7 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   auto* model = app.add_option("--model", options.model, "which mixture")->check(CLI::IsMember(names));
   app.add_flag("--compare", comparing, "train all of them at equal active parameters and tokens")->excludes(model);
-  app.add_flag("--long", long_run, "with --compare: three seeds, 300 steps (without: one seed, 250 steps)");
+  app.add_flag("--long", long_run, "with --compare: three seeds, 1500 steps (without: one seed, 600 steps)");
   app.add_option("--balance", balance, "none: no losses, no bias, to see the collapse")
       ->check(CLI::IsMember({"default", "none"}))
       ->capture_default_str();
@@ -106,7 +106,7 @@ int main(int argc, char** argv) {
   app.add_flag("--json", options.json, "the report on standard output");
   CLI11_PARSE(app, argc, argv);
   options.balanced = balance == "default";
-  if (comparing && steps->count() == 0) options.steps = long_run ? 300 : 250;
+  if (comparing && steps->count() == 0) options.steps = long_run ? 1500 : 600;
 
   std::string command = "train_text";
   for (int i = 1; i < argc; ++i) {
