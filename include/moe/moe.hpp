@@ -1,7 +1,7 @@
 #pragma once
 /// @file
-/// The whole library, in the order in which data flows through it. Beside it stand moe/io/ for files and
-/// moe/core/interop.hpp for Eigen and std::span.
+/// The whole library, in the order in which data flows through it. Beside it stand moe/io/ for files, other
+/// compositions in moe/models/, and moe/core/interop.hpp for Eigen and std::span.
 
 #include "moe/version.hpp"
 
@@ -12,28 +12,45 @@
 #include "moe/core/error.hpp"
 #include "moe/core/parameter.hpp"
 
-// Tokens to choices and weights
+// Tokens to logits
+#include "moe/routing/linear_logits.hpp"
+#include "moe/routing/mlp_logits.hpp"
+#include "moe/routing/noisy_logits.hpp"
+#include "moe/routing/sequence_logits.hpp"
+#include "moe/routing/simple_logits.hpp"
+#include "moe/routing/structured_logits.hpp"
+#include "moe/routing/unit_logits.hpp"
+
+// Logits to choices and weights
+#include "moe/routing/balanced_assignment.hpp"
+#include "moe/routing/balancer.hpp"
 #include "moe/routing/choice_key.hpp"
 #include "moe/routing/expert_choice.hpp"
-#include "moe/routing/linear_logits.hpp"
 #include "moe/routing/noise.hpp"
 #include "moe/routing/router.hpp"
 #include "moe/routing/scoring.hpp"
+#include "moe/routing/sinkhorn.hpp"
+#include "moe/routing/skipping.hpp"
+#include "moe/routing/sparse_mixer.hpp"
+#include "moe/routing/table.hpp"
 #include "moe/routing/top_k.hpp"
 #include "moe/routing/weighting.hpp"
 
 // Choices to rows by expert
 #include "moe/dispatch/capacity.hpp"
 #include "moe/dispatch/dispatch.hpp"
+#include "moe/dispatch/published_capacities.hpp"
 
 // Rows to rows
 #include "moe/experts/ffn.hpp"
+#include "moe/experts/wrappers.hpp"
 
 // Rows back to tokens
 #include "moe/combine/combine.hpp"
 #include "moe/combine/shared_experts.hpp"
 
 // How even the loads are, and what makes them so
+#include "moe/balance/gate_losses.hpp"
 #include "moe/balance/load.hpp"
 #include "moe/balance/losses.hpp"
 

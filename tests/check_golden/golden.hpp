@@ -31,10 +31,14 @@ class Golden {
   bool training() const { return meta_.value("train", false); }
   bool has(const std::string& name) const { return file_.contains(name); }
   Values read(const std::string& name) const { return file_.read<float>(name); }
+  std::vector<std::int32_t> integers(const std::string& name) const { return file_.read<std::int32_t>(name); }
   std::vector<moe::Index> shape(const std::string& name) const { return file_.info(name).shape; }
 
+  /// A value of the configuration; "a.b" is b in a.
   template <class T>
   T config(const std::string& key) const {
+    const auto dot = key.find('.');
+    if (dot != std::string::npos) return meta_.at("config").at(key.substr(0, dot)).at(key.substr(dot + 1)).get<T>();
     const auto& config = meta_.at("config");
     if (!config.contains(key)) throw moe::IoError("moe: '" + file_.path() + "' has no '" + key + "' in its config.");
     return config.at(key).get<T>();
@@ -85,6 +89,14 @@ class Comparison {
   template <class View>
   void check(const std::string& name, const View& view) {
     check(name, view.data(), view.size());
+  }
+
+  /// A count of things that differ; none may.
+  void count(const std::string& name, moe::Index differing) {
+    if (!golden_.has(name)) return;
+    good_ = good_ && differing == 0;
+    std::printf("  %-44s %12lld %12s%s\n", name.c_str(), static_cast<long long>(differing), "tokens",
+                differing == 0 ? "" : "  DIFFER");
   }
 
   bool good() const { return good_ && checked_ > 0; }

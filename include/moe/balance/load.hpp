@@ -20,19 +20,23 @@ class LoadStatistics {
   /// Adds the counts of a forward pass. Recomputed passes must not be added twice.
   template <class Tape>
   void add(const Tape& tape) {
-    add(tape.plan);
+    add(tape.plan, tape.batch.mask);
   }
-  void add(const DispatchPlan<Space>& plan);
+  void add(const DispatchPlan<Space>& plan, const Vector<const std::uint8_t, Space>& mask = {});
 
   /// Back to zero, for the next step.
   void reset() {
-    if (counts_.is_allocated()) Kokkos::deep_copy(Space{}, counts_, Index(0));
+    if (!counts_.is_allocated()) return;
+    Kokkos::deep_copy(Space{}, counts_, Index(0));
+    Kokkos::deep_copy(Space{}, tokens_, Index(0));
   }
   /// (E); unallocated before the first add.
   Vector<Index, Space> counts() const { return counts_; }
+  /// (1) tokens, padding not counted; unallocated before the first add.
+  Vector<Index, Space> tokens() const { return tokens_; }
 
  private:
-  Vector<Index, Space> counts_;
+  Vector<Index, Space> counts_, tokens_;
 };
 
 /// The loads of one forward pass, on the host.
@@ -90,7 +94,13 @@ template <class Space>
 struct AddCounts {
   Vector<Index, Space> counts;
   Vector<const Index, Space> more;
-  KOKKOS_FUNCTION void operator()(Index e) const { counts(e) += more(e); }
+  Vector<Index, Space> tokens;
+  Vector<const std::uint8_t, Space> mask;
+  Index batch;
+  KOKKOS_FUNCTION void operator()(Index e) const {
+    counts(e) += more(e);
+    if (e == 0) tokens(0) += live_tokens<Space>(mask, 0, batch);
+  }
 };
 
 template <class View>
@@ -104,13 +114,16 @@ std::vector<Index> to_host(const View& view) {
 }  // namespace detail
 
 template <class Space>
-void LoadStatistics<Space>::add(const DispatchPlan<Space>& plan) {
-  if (!counts_.is_allocated()) counts_ = Vector<Index, Space>("moe::load", plan.experts);
+void LoadStatistics<Space>::add(const DispatchPlan<Space>& plan, const Vector<const std::uint8_t, Space>& mask) {
+  if (!counts_.is_allocated()) {
+    counts_ = Vector<Index, Space>("moe::load", plan.experts);
+    tokens_ = Vector<Index, Space>("moe::load.tokens", 1);
+  }
   detail::require<ShapeError>(Index(counts_.extent(0)) == plan.experts, "moe::LoadStatistics: counts of ",
                               counts_.extent(0), " experts, but this plan has ", plan.experts,
                               ". Keep one LoadStatistics for each layer.");
   Kokkos::parallel_for("moe::LoadStatistics", Kokkos::RangePolicy<Space>(0, plan.experts),
-                       detail::AddCounts<Space>{counts_, plan.routed});
+                       detail::AddCounts<Space>{counts_, plan.routed, tokens_, mask, plan.tokens});
 }
 
 template <class Tape>

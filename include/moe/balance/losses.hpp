@@ -4,8 +4,8 @@
 ///
 /// A loss is a struct with `using policy = moe::kind::loss;` and
 ///
-///     value(ctx, batch, routing, slot) const                        // adds to the double behind slot, on the device
-///     backward(ctx, batch, routing, scale, dscores, dlogits) const  // adds scale * gradient, both (T, E)
+///     value(ctx, batch, routing, slot) const             // adds to the double behind slot, on the device
+///     backward(ctx, batch, routing, scale, to) const     // adds scale * gradient to a RoutingGradients
 ///
 /// Both already hold the loss's coefficient.
 
@@ -87,14 +87,14 @@ struct RouterZLoss {
 
   template <class T, class Real, class Space>
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing, double scale,
-                const Matrix<Real, Space>&, const Matrix<Real, Space>& dlogits) const {
+                const RoutingGradients<Real, Space>& to) const {
     typename Context<Space>::Scratch scratch(ctx);
     auto live = scratch.template vector<Index>(1);
     Kokkos::parallel_for("moe::RouterZLoss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
                          detail::CountLive<Space>{batch.mask, batch.tokens(), live});
     Kokkos::parallel_for(
         "moe::RouterZLoss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-        detail::ZLossGradient<Real, Space>{routing.logits, batch.mask, live, scale * coefficient, dlogits});
+        detail::ZLossGradient<Real, Space>{routing.logits, batch.mask, live, scale * coefficient, to.dlogits});
   }
 };
 

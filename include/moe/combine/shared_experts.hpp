@@ -98,6 +98,8 @@ struct SharedExperts {
   static constexpr const char* name = "shared_experts.";
   static constexpr bool has_gate = std::is_same_v<Gate, SigmoidGate>;
   using FFN = ExpertFFN<Activation>;
+  Activation activation{};
+  Index intermediate = 0;  ///< of all n together, where it is not n times the layer's
   static_assert(n > 0, "moe::SharedExperts<n>: n is the number of shared experts, at least 1.");
 
   template <class T, class Space>
@@ -122,7 +124,8 @@ struct SharedExperts {
   template <class T, class Space>
   Parameters<T, Space> parameters(const ExpertShape& shape) const {
     Parameters<T, Space> p;
-    p.ffn = FFN{}.template parameters<T, Space>({1, shape.hidden, n * shape.intermediate});
+    p.ffn = FFN{}.template parameters<T, Space>(
+        {1, shape.hidden, intermediate > 0 ? intermediate : n * shape.intermediate});
     if constexpr (has_gate) p.gate = Matrix<RouterReal<T>, Space>("moe::shared_gate", 1, shape.hidden);
     return p;
   }
@@ -136,7 +139,7 @@ struct SharedExperts {
     const Matrix<T, Space> x = rows_of(batch);
     saved.every.reshape(ctx.space, tokens);
     detail::shape(saved.out, "moe::shared_out", tokens, batch.hidden());
-    FFN{}.forward(ctx, x, saved.every.plan, p.ffn, saved.out, saved.ffn);
+    FFN{activation}.forward(ctx, x, saved.every.plan, p.ffn, saved.out, saved.ffn);
     if constexpr (has_gate) {
       detail::shape(saved.input, "moe::shared_input", tokens, batch.hidden());
       detail::shape(saved.gate, "moe::shared_gate", tokens, 1);
@@ -158,7 +161,7 @@ struct SharedExperts {
     auto dout = scratch.template matrix<T>(tokens, hidden), drows = scratch.template matrix<T>(tokens, hidden);
     auto dlogit = scratch.template matrix<Real>(tokens, 1);
     run(ctx, tokens, detail::BranchGradientRow<T, Real, Space>{dy, saved.out, gate(saved), batch.mask, dout, dlogit});
-    FFN{}.backward(ctx, dout, saved.every.plan, p.ffn, rows_of(batch), saved.ffn, drows, gradients.ffn);
+    FFN{activation}.backward(ctx, dout, saved.every.plan, p.ffn, rows_of(batch), saved.ffn, drows, gradients.ffn);
     run(ctx, tokens, detail::AddRow<T, T, Space>{drows, dx});
     if constexpr (has_gate) {
       auto dinput = scratch.template matrix<Real>(tokens, hidden);

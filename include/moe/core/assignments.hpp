@@ -16,10 +16,13 @@ struct Assignments {
   Vector<Index, Space> token_offsets;  ///< (T+1), used where ragged
   Vector<ExpertId, Space> expert;      ///< (A) -1 = none
   Vector<Real, Space> weight;          ///< (A)
+  Vector<std::uint8_t, Space> live;    ///< (A) or empty: all; 0 = skipped before dispatch: no row, no place, no `kept`
 
   /// The assignments of token t are [begin(t), end(t)).
   KOKKOS_FUNCTION Index begin(Index t) const { return uniform_k != 0 ? t * uniform_k : token_offsets(t); }
   KOKKOS_FUNCTION Index end(Index t) const { return uniform_k != 0 ? (t + 1) * uniform_k : token_offsets(t + 1); }
+  /// Has no policy skipped assignment a? (Skipped ones still count as routed.)
+  KOKKOS_FUNCTION bool is_live(Index a) const { return live.data() == nullptr || live(a) != 0; }
 };
 
 MOE_NAMESPACE_END

@@ -17,6 +17,8 @@ struct Batch {
   Vector<const Index, Space> positions;         ///< (T) position in the sequence
   Matrix<const T, Space> router_input;          ///< (T, H') what the router looks at; default x
   Matrix<const T, Space> branch_input;          ///< (T, H) what branches look at; default x
+  Matrix<const float, Space> draws;             ///< (T, D) noise given, not drawn: to replay another implementation's
+  Vector<const float, Space> rewards;           ///< (T) read by backward, for policy gradients
 
   Index tokens() const { return Index(x.extent(0)); }
   Index hidden() const { return Index(x.extent(1)); }

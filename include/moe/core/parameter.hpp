@@ -95,6 +95,18 @@ void fill_normal(const Space& space, const View& view, Seed seed, double deviati
 
 namespace detail {
 
+/// gradient(i) += the sum of rows(:, i), in order: gradients of vectors.
+template <class Sum, class T, class Space>
+struct SumRows {
+  Matrix<const Sum, Space> rows;
+  Vector<T, Space> gradient;
+  KOKKOS_FUNCTION void operator()(Index i) const {
+    Sum sum = 0;
+    for (Index r = 0; r < Index(rows.extent(0)); ++r) sum += rows(r, i);
+    gradient(i) = T(Sum(gradient(i)) + sum);
+  }
+};
+
 /// Matrices are drawn from N(0, scale^2 / fan_in), vectors start at zero; each name has its own stream.
 template <class Space, class View>
 void initialise(const Space& space, std::string_view name, const View& view, Seed seed, double scale) {

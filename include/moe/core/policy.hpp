@@ -53,7 +53,7 @@ template <class Kind, class... Kept, class First, class... Rest>
 struct Filter<Kind, List<Kept...>, First, Rest...>
     : Filter<Kind, std::conditional_t<is_kind<First, Kind>, List<Kept..., First>, List<Kept...>>, Rest...> {};
 
-/// The position that a policy of a chain asks for: `static constexpr int order`, 0 where it does not say.
+/// The position that a policy of a chain asks for: `static constexpr int order` of -1, 0 or 1; 0 where it does not say.
 template <class P>
 constexpr int order_of() {
   if constexpr (requires { P::order; }) {
@@ -100,17 +100,18 @@ template <int order, class... Kept, class First, class... Rest>
 struct OfOrder<order, List<Kept...>, First, Rest...>
     : OfOrder<order, std::conditional_t<order_of<First>() == order, List<Kept..., First>, List<Kept...>>, Rest...> {};
 
-template <class A, class B>
+template <class A, class B, class C>
 struct ChainOf;
-template <class... A, class... B>
-struct ChainOf<List<A...>, List<B...>> {
-  using type = Chain<A..., B...>;
+template <class... A, class... B, class... C>
+struct ChainOf<List<A...>, List<B...>, List<C...>> {
+  using type = Chain<A..., B..., C...>;
 };
 template <class L>
 struct Ordered;
 template <class... Ps>
 struct Ordered<List<Ps...>>
-    : ChainOf<typename OfOrder<0, List<>, Ps...>::type, typename OfOrder<1, List<>, Ps...>::type> {};
+    : ChainOf<typename OfOrder<-1, List<>, Ps...>::type, typename OfOrder<0, List<>, Ps...>::type,
+              typename OfOrder<1, List<>, Ps...>::type> {};
 
 /// The policies of one category in a chain.
 template <class Kind, class... Policies>

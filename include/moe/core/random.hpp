@@ -13,7 +13,19 @@ struct Seed {
 };
 
 /// The uses of random numbers, so that no two share a stream.
-enum class Purpose : std::uint32_t { initialise, jitter, noise, shuffle, data, sample, user };
+enum class Purpose : std::uint32_t {
+  initialise,
+  jitter,
+  noise,
+  shuffle,
+  data,
+  sample,
+  user,
+  skip,
+  dropout,
+  input,
+  gumbel
+};
 
 /// The key of one stream of draws.
 struct RandomKey {

@@ -2,13 +2,9 @@
 /// @file
 /// Capacity: how many assignments an expert takes, and which are dropped when more ask for it.
 ///
-/// Positions in an expert's queue count every assignment to it, dropped ones too: since the dropped are always the tail
-/// of the queue, this and counting the kept alone give the same result.
+/// The capacities of published systems, ready to use: published_capacities.hpp.
 
-#include <cmath>
-
-#include "moe/core/assignments.hpp"
-#include "moe/core/context.hpp"
+#include "moe/core/batch.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -23,16 +19,38 @@ struct Pad {};
 enum class Priority {
   position,  ///< token order, then choice order (Switch)
   choice,    ///< all first choices before all second ones, each in token order (GShard)
-  score      ///< by combine weight, largest first, ties by position (for K = 1: batch priority, Riquelme et al. 2021)
+  score,     ///< by combine weight, largest first, whatever the choice's rank; ties by position (DeepSeek-V2)
+  batch,     ///< batch priority (V-MoE, Riquelme et al. 2021): as `choice`, but tokens by the combine weight of their
+             ///< first choice, largest first, ties by position. For K = 1 the same as `score`. Weights normalised
+             ///< over a token's choices rank by how sure it is among them, not by its probability.
+  random     ///< random token priority (DeepSpeed): as `choice`, each rank's tokens in a random order of its own, drawn
+             ///< from (seed, step, layer, token, rank); in inference too
 };
 
-/// How the capacity factor's product becomes a whole number.
-enum class Rounding { ceiling, floor };
+/// How the capacity's product becomes a whole number.
+enum class Rounding {
+  ceiling,
+  floor,
+  nearest  ///< halves to even, as Python's round
+};
 
-/// When a token's remaining weights are normalised to sum to what they summed to before its drops.
-enum class Renormalize { never, after_drops };
+/// What the factor multiplies, for a group of n tokens with K choices each.
+enum class Share {
+  choices,      ///< C = round(factor * K * n / E)
+  each_choice,  ///< C = K * round(factor * n / E) (NLLB)
+  tokens        ///< C = round(factor * n / E), K left out (Mesh TensorFlow, flaxformer)
+};
+
+/// Whether the weights a token has left are scaled up, and to what sum.
+enum class Renormalize {
+  never,
+  after_drops,  ///< to what they summed to before its drops
+  to_one        ///< to one (fairscale, DeepSpeed, NLLB)
+};
 
 /// The capacity of an expert, all of it explicit. `Mode` is Dropless, Drop or Pad.
+///
+/// Steps of C, in this order: product, rounding, multiple, at_most_tokens, minimum.
 template <class Mode = Dropless>
 struct CapacityPolicy {
   using policy = kind::capacity;
@@ -41,118 +59,74 @@ struct CapacityPolicy {
   static constexpr bool pads = std::is_same_v<Mode, Pad>;
 
   double factor = 1.25;         ///< C = factor * K * n / E for a group of n tokens
-  Index tokens_per_expert = 0;  ///< C itself, where positive, instead of the factor
+  Index tokens_per_expert = 0;  ///< C itself, where positive, instead of the factor and the steps after it
   Rounding rounding = Rounding::ceiling;
-  Index minimum = 1;             ///< C is at least this (GShard: 4)
+  Share share = Share::choices;
+  Index multiple = 1;            ///< C is rounded up to a multiple of this (ColossalAI: 2, V-MoE: 4)
+  bool at_most_tokens = false;   ///< C is at most n (Mesh TensorFlow)
+  Index minimum = 1;             ///< C is at least this (Mesh TensorFlow, DeepSpeed: 4), even where n is less
   Scope scope = Scope::batch();  ///< the tokens that share a C
   Priority priority = Priority::position;
   Renormalize renormalize = Renormalize::never;
+  /// D: consecutive blocks of E / D experts share one budget C = factor * K * n / D (DeepSeek-V2's token dropping by
+  /// device, with Priority::score); tokens_per_expert then means E / D times as much. 0: every expert has its own C.
+  Index devices = 0;
+  /// About this share of the sequences is never dropped while training (DeepSeek-V2: 0.1), drawn from (seed, step,
+  /// first token of the sequence), so the same ones in every layer. Their tokens take places first and all stay, even
+  /// where they alone exceed C; then all others are dropped. A batch without sequence offsets is one sequence.
+  double exempt_fraction = 0;
 
-  void check() const {
-    if (!drops) return;
-    detail::require<ConfigError>(tokens_per_expert > 0 || factor > 0, "moe::CapacityPolicy: factor is ", factor,
-                                 "; it must be positive (1.25 is usual), or set tokens_per_expert.");
-    detail::require<ConfigError>(minimum >= 0, "moe::CapacityPolicy: minimum is ", minimum, "; it cannot be negative.");
-  }
+  /// Throws ConfigError where the values cannot work; `experts` is E, 0 where not known yet.
+  void check(Index experts = 0) const;
 
-  /// C for a group of n tokens, padding not counted, with K choices each (in ragged lists: their bound over the
-  /// tokens).
+  /// C of an expert (of a device, where devices are given) in a group of n tokens, padding not counted, with K choices
+  /// each (in ragged lists: their bound over the tokens).
   KOKKOS_FUNCTION Index limit(Index n, double k, Index experts) const {
-    if (tokens_per_expert > 0) return tokens_per_expert;
-    const double exact = factor * k * double(n) / double(experts);
-    // A product such as 1.1 * 10 must not round up because of its last bit.
-    const Index c =
-        rounding == Rounding::ceiling ? Index(Kokkos::ceil(exact - 1e-9)) : Index(Kokkos::floor(exact + 1e-9));
+    const Index parts = budgets(experts);
+    if (tokens_per_expert > 0) return tokens_per_expert * (experts / parts);
+    Index c = whole(factor * (share == Share::choices ? k : 1) * double(n) / double(parts));
+    if (share == Share::each_choice) c = whole(k * double(c));
+    c = (c + multiple - 1) / multiple * multiple;
+    if (at_most_tokens && c > n) c = n;
     return c < minimum ? minimum : c;
   }
-};
 
-namespace detail {
+  /// How many budgets a group has: one for each expert, or for each device.
+  KOKKOS_FUNCTION Index budgets(Index experts) const { return devices > 0 ? devices : experts; }
 
-/// Walks the queue of one group in its order and keeps what fits. Serial in a group, groups side by side.
-template <class Real, class Space, class Capacity>
-struct KeepInGroup {
-  Capacity capacity;
-  Groups<Space> groups;
-  Assignments<Real, Space> assignments;
-  Vector<const std::uint8_t, Space> mask;
-  Index experts;
-  double k;
-  Vector<Index, Space> order, merge;  // (A) scratch, for priority by score
-  Vector<Index, Space> used;          // (G*E) zeros
-  Vector<std::uint8_t, Space> kept;   // (A)
-
-  KOKKOS_FUNCTION void take(Index a, Index limit, Index* queue) const {
-    const ExpertId e = assignments.expert(a);
-    kept(a) = e != no_expert && queue[e] < limit;
-    if (e != no_expert) ++queue[e];
-  }
-
-  /// Stable merge sort of order[begin, end) by weight, largest first.
-  KOKKOS_FUNCTION void sort(Index begin, Index end) const {
-    Index *from = order.data(), *to = merge.data();
-    for (Index width = 1; width < end - begin; width *= 2) {
-      for (Index low = begin; low < end; low += 2 * width) {
-        const Index middle = low + width < end ? low + width : end;
-        const Index high = middle + width < end ? middle + width : end;
-        for (Index i = low, j = middle, o = low; o < high; ++o) {
-          const bool right = i == middle || (j < high && assignments.weight(from[j]) > assignments.weight(from[i]));
-          to[o] = right ? from[j++] : from[i++];
-        }
-      }
-      Index* swapped = from;
-      from = to;
-      to = swapped;
-    }
-    if (from != order.data()) {
-      for (Index a = begin; a < end; ++a) order(a) = from[a];
-    }
-  }
-
-  KOKKOS_FUNCTION void operator()(Index g) const {
-    const Index first = groups.begin(g), last = groups.end(g);
-    const Index begin = assignments.begin(first), end = first < last ? assignments.end(last - 1) : begin;
-    const Index limit = capacity.limit(live_tokens<Space>(mask, first, last), k, experts);
-    Index* queue = used.data() + g * experts;
-    if (capacity.priority == Priority::choice) {
-      Index longest = 0;
-      for (Index t = first; t < last; ++t) {
-        const Index size = assignments.end(t) - assignments.begin(t);
-        longest = size > longest ? size : longest;
-      }
-      for (Index choice = 0; choice < longest; ++choice) {
-        for (Index t = first; t < last; ++t) {
-          if (assignments.begin(t) + choice < assignments.end(t)) take(assignments.begin(t) + choice, limit, queue);
-        }
-      }
-    } else if (capacity.priority == Priority::score) {
-      for (Index a = begin; a < end; ++a) order(a) = a;
-      sort(begin, end);
-      for (Index i = begin; i < end; ++i) take(order(i), limit, queue);
-    } else {
-      for (Index a = begin; a < end; ++a) take(a, limit, queue);
-    }
+ private:
+  KOKKOS_FUNCTION Index whole(double exact) const {
+    constexpr double slack = 1e-9;  // a product such as 1.1 * 10 must not round up because of its last bit
+    if (rounding == Rounding::ceiling) return Index(Kokkos::ceil(exact - slack));
+    if (rounding == Rounding::floor) return Index(Kokkos::floor(exact + slack));
+    const Index below = Index(Kokkos::floor(exact + slack));
+    const double over = exact - double(below) - 0.5;
+    return below + ((over > slack || (over > -slack && below % 2 != 0)) ? 1 : 0);
   }
 };
 
-/// Marks in `kept` (A) the assignments that the capacity lets through.
-template <class T, class Real, class Space, class Mode>
-void keep(Context<Space>& ctx, const CapacityPolicy<Mode>& capacity, const Assignments<Real, Space>& assignments,
-          const Batch<T, Space>& batch, Index experts, double k, const Vector<std::uint8_t, Space>& kept) {
-  capacity.check();
-  const auto groups = detail::groups(capacity.scope, batch);
-  typename Context<Space>::Scratch scratch(ctx);
-  const Index sorted = capacity.priority == Priority::score ? assignments.bound : 0;
-  auto order = scratch.template vector<Index>(sorted), merge = scratch.template vector<Index>(sorted);
-  auto used = scratch.template vector<Index>(groups.count * experts);
-  fill(ctx.space, used, Index(0));
-  fill(ctx.space, kept, std::uint8_t(0));
-  Kokkos::parallel_for("moe::capacity",
-                       Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens() == 0 ? 0 : groups.count),
-                       KeepInGroup<Real, Space, CapacityPolicy<Mode>>{capacity, groups, assignments, batch.mask,
-                                                                      experts, k, order, merge, used, kept});
+template <class Mode>
+void CapacityPolicy<Mode>::check(Index experts) const {
+  using detail::require;
+  if (!drops) return;
+  require<ConfigError>(tokens_per_expert > 0 || factor > 0, "moe::CapacityPolicy: factor is ", factor,
+                       "; it must be positive (1.25 is usual), or set tokens_per_expert.");
+  require<ConfigError>(minimum >= 0, "moe::CapacityPolicy: minimum is ", minimum, "; it cannot be negative.");
+  require<ConfigError>(multiple > 0, "moe::CapacityPolicy: multiple is ", multiple,
+                       "; it must be positive, and 1 leaves C as it is.");
+  require<ConfigError>(devices >= 0, "moe::CapacityPolicy: devices is ", devices,
+                       "; it cannot be negative, and 0 gives every expert a budget of its own.");
+  require<ConfigError>(exempt_fraction >= 0 && exempt_fraction <= 1, "moe::CapacityPolicy: exempt_fraction is ",
+                       exempt_fraction, "; it must lie between 0 and 1.");
+  require<ConfigError>(!pads || devices == 0, "moe::CapacityPolicy<Pad>: devices is ", devices,
+                       ", but padded extents are an expert's and a device's budget is not. Use "
+                       "CapacityPolicy<Drop>, or leave devices 0.");
+  require<ConfigError>(!pads || exempt_fraction == 0, "moe::CapacityPolicy<Pad>: exempt_fraction is ", exempt_fraction,
+                       ", but tokens that are never dropped may exceed a fixed extent. Use CapacityPolicy<Drop>, or "
+                       "leave exempt_fraction 0.");
+  require<ConfigError>(devices == 0 || experts % devices == 0, "moe::CapacityPolicy: ", experts,
+                       " experts do not divide into devices = ", devices,
+                       " equal groups. Choose devices that divide the number of experts.");
 }
-
-}  // namespace detail
 
 MOE_NAMESPACE_END

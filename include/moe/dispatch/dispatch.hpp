@@ -5,14 +5,16 @@
 /// Count, exclusive scan, stable placement in token order: O(A + E), no sort of keys, no (T, E, C) mask.
 
 #include "moe/dispatch/capacity.hpp"
+#include "moe/dispatch/detail/keep.hpp"
 #include "moe/dispatch/plan.hpp"
 
 MOE_NAMESPACE_BEGIN
 
-/// Fills `plan` from a routing's assignments under a capacity. Integer work only: the same plan for any thread count.
+/// Fills `plan` from a routing's assignments under a capacity. Counts and comparisons only: the same plan for any
+/// number of threads. `layer` tells the draws of Priority::random from those of other layers.
 template <class T, class Real, class Space, class Mode>
 void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, const Batch<T, Space>& batch,
-              Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan);
+              Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan, std::uint32_t layer = 0);
 
 /// rows(r) = x(row_token(r)); zeros in padding rows. x (T, H), rows (R, H). Rows behind the last expert stay as they
 /// are.
@@ -179,10 +181,14 @@ void shape_plan(const Assignments<Real, Space>& assignments, Index experts, Inde
 
 template <class T, class Real, class Space, class Mode>
 void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, const Batch<T, Space>& batch,
-              Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan) {
+              Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan, std::uint32_t layer) {
   using Range = Kokkos::RangePolicy<Space>;
   using Policy = CapacityPolicy<Mode>;
   const Index tokens = assignments.tokens;
+  capacity.check(experts);
+  const Index marks = assignments.live.is_allocated() ? Index(assignments.live.extent(0)) : assignments.bound;
+  detail::require<ShapeError>(marks >= assignments.bound, "moe::dispatch: assignments.live has ", marks,
+                              " entries for ", assignments.bound, " assignments. Give it one an assignment.");
   const double k = assignments.uniform_k != 0 ? double(assignments.uniform_k)
                                               : double(assignments.bound) / double(tokens == 0 ? 1 : tokens);
   Index fixed = -1, rows = assignments.bound;
@@ -195,10 +201,10 @@ void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, 
   detail::shape_plan(assignments, experts, rows, plan);
 
   typename Context<Space>::Scratch scratch(ctx);
-  Vector<std::uint8_t, Space> kept;
+  Vector<std::uint8_t, Space> kept = assignments.live;
   if constexpr (Policy::drops) {
     kept = scratch.template vector<std::uint8_t>(assignments.bound);
-    detail::keep(ctx, capacity, assignments, batch, experts, k, kept);
+    detail::keep(ctx, capacity, assignments, batch, experts, k, layer, kept);
   }
   const Index chunks = (tokens + detail::dispatch_chunk - 1) / detail::dispatch_chunk;
   auto live = scratch.template matrix<Index>(chunks, experts);

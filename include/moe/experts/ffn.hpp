@@ -2,10 +2,10 @@
 /// @file
 /// `ExpertFFN`: each expert a feed-forward network of its own.
 
+#include "moe/core/activation.hpp"
 #include "moe/core/context.hpp"
 #include "moe/core/parameter.hpp"
 #include "moe/dispatch/plan.hpp"
-#include "moe/experts/activation.hpp"
 #include "moe/experts/detail/ffn_rows.hpp"
 #include "moe/kernels/gemm.hpp"
 
@@ -31,6 +31,7 @@ struct ExpertFFN {
   using policy = kind::experts;
   static constexpr bool gated = Activation::gated;
   static constexpr bool biased = std::is_same_v<BiasChoice, Bias>;
+  Activation activation{};
 
   template <class T, class Space>
   struct Parameters {
@@ -84,7 +85,7 @@ struct ExpertFFN {
     auto hidden = scratch.template matrix<T>(r, inner);
     kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up), saved.up);
     if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
-    run(ctx, r, detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden});
+    run(ctx, r, detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden, activation});
     kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(hidden), W(p.down), out);
     if constexpr (biased) add_bias(ctx, plan, p.down_bias, out);
   }
@@ -135,7 +136,8 @@ struct ExpertFFN {
     kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dy), W(p.down), dhidden);
     run(ctx, r,
         detail::PullRow<Activation, T, Real, Space>{plan, saved.up, dhidden, dy, weight, dweight,
-                                                    biased ? p.down_bias : Matrix<T, Space>{}, hidden, dup});
+                                                    biased ? p.down_bias : Matrix<T, Space>{}, hidden, dup,
+                                                    activation});
     kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dy), M(hidden), gradients.down);
     kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dup), M(rows), gradients.up);
     kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dup), W(p.up), drows);

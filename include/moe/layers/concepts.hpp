@@ -39,7 +39,8 @@ namespace detail {
 
 template <class P>
 inline constexpr bool is_layer_policy =
-    is_kind<P, kind::router, kind::experts, kind::capacity, kind::branch, kind::loss, kind::space, kind::precision>;
+    is_kind<P, kind::router, kind::experts, kind::capacity, kind::branch, kind::loss, kind::space, kind::precision,
+            kind::input_map, kind::latent, kind::weight_place, kind::output>;
 template <class P>
 inline constexpr bool fits_experts = !is_kind<P, kind::experts> || ExpertsPolicy<P>;
 template <class P>
@@ -48,19 +49,22 @@ inline constexpr bool fits_layer = is_layer_policy<P>&& fits_experts<P>;
 /// Says what is wrong with one argument of MoELayer<...>.
 template <class P>
 struct CheckLayerPolicy {
-  static_assert(is_layer_policy<P>,
-                "moe::MoELayer: this argument is not a layer policy. It takes a Router<...>, experts, a "
-                "CapacityPolicy<...>, branches, losses, On<Space> and Precision<...>; scorings, selections and the "
-                "like go into Router<...>; a custom policy says `using policy = moe::kind::experts;` (or loss, "
-                "branch).");
+  static_assert(
+      is_layer_policy<P>,
+      "moe::MoELayer: this argument is not a layer policy. It takes a Router<...>, experts, a "
+      "CapacityPolicy<...>, branches, losses, outputs, On<Space> and Precision<...>; scorings, selections and the "
+      "like go into Router<...>; a custom policy says `using policy = moe::kind::experts;` (or loss, "
+      "branch).");
   static_assert(fits_experts<P>,
                 "moe::MoELayer: these experts lack a member. They need `Parameters<T, Space>`, `Saved<T, Space>`, "
                 "`parameters<T, Space>(ExpertShape) const`, `forward(ctx, rows, plan, parameters, out, saved) const` "
                 "and `backward(ctx, dout, plan, parameters, rows, saved, drows, gradients) const`.");
 };
 
-template <int routers, int experts, int capacities, int spaces, int precisions>
+template <int routers, int experts, int capacities, int spaces, int precisions, int latents, int input_maps>
 struct CheckLayerCounts {
+  static_assert(latents <= 1, "moe::MoELayer: two latent projections are given; a layer has one. Keep one of them.");
+  static_assert(input_maps <= 1, "moe::MoELayer: two input maps are given; a layer has one. Keep one of them.");
   static_assert(routers <= 1, "moe::MoELayer: two routers are given; a layer has one. Keep one of them.");
   static_assert(experts <= 1, "moe::MoELayer: two kinds of experts are given; a layer has one. Keep one of them.");
   static_assert(capacities <= 1, "moe::MoELayer: two capacity policies are given; a layer has one. Keep one of them.");

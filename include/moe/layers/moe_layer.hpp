@@ -12,6 +12,9 @@
 #include "moe/dispatch/dispatch.hpp"
 #include "moe/layers/concepts.hpp"
 #include "moe/layers/detail/parts.hpp"
+#include "moe/layers/input.hpp"
+#include "moe/layers/latent.hpp"
+#include "moe/layers/output.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -33,14 +36,17 @@ struct MoEConfig {
 ///     auto dx = block.backward(ctx, dy, tape, gradients);   // (T, H); adds into gradients, losses included
 ///
 /// Defaults: Router<>, ExpertFFN<SwiGLU>, CapacityPolicy<Dropless>, Kokkos' default execution space, float. Tokens
-/// choose experts, rows are gathered, experts run on them, and y is the weighted sum plus the branches.
+/// choose experts, rows are gathered, experts run on them, and y is the weighted sum plus the branches. In full: input
+/// map, router, capacity, latent projection, experts (weights on their output, or with WeightOnInput on their input),
+/// sum, projection back, output policies on the routed part, branches, other output policies.
 template <class... Policies>
 class MoELayer {
   static_assert((sizeof(detail::CheckLayerPolicy<Policies>) + ... +
                  sizeof(detail::CheckLayerCounts<
                         detail::count_kind<kind::router, Policies...>, detail::count_kind<kind::experts, Policies...>,
                         detail::count_kind<kind::capacity, Policies...>, detail::count_kind<kind::space, Policies...>,
-                        detail::count_kind<kind::precision, Policies...>>)) > 0);
+                        detail::count_kind<kind::precision, Policies...>, detail::count_kind<kind::latent, Policies...>,
+                        detail::count_kind<kind::input_map, Policies...>>)) > 0);
   template <class P, class Default>
   using Valid = std::conditional_t<detail::fits_layer<P>, P, Default>;
 
@@ -53,19 +59,29 @@ class MoELayer {
   using Scalar = typename detail::Pick<kind::precision, Precision<float>, Policies...>::type::storage;
   using Real = RouterReal<Scalar>;
   using Branches = typename detail::Filter<kind::branch, detail::List<>, Policies...>::type;
+  using Outputs = typename detail::Filter<kind::output, detail::List<>, Policies...>::type;
+  using LatentPolicy = typename detail::Pick<kind::latent, detail::NoLatent, Policies...>::type;
+  using InputMap = typename detail::Pick<kind::input_map, detail::NoInputMap, Policies...>::type;
+  static constexpr bool has_latent = !std::is_same_v<LatentPolicy, detail::NoLatent>;
+  static constexpr bool has_input_map = !std::is_same_v<InputMap, detail::NoInputMap>;
+  static constexpr bool weight_on_input = detail::count_kind<kind::weight_place, Policies...> != 0;
   using Losses = typename detail::Filter<kind::loss, detail::List<>, Policies...>::type;
 
   /// All trained arrays, under the names "router.*", "experts.*", "shared_experts.*". Also the type of gradients.
   struct Parameters {
     typename Router::template Parameters<Real, Space> router;
     typename Experts::template Parameters<Scalar, Space> experts;
-    detail::BranchParameters<Branches, Scalar, Space> branches;
+    detail::PartParameters<Branches, Scalar, Space> branches;
+    detail::PartParameters<Outputs, Scalar, Space> outputs;
+    typename LatentPolicy::template Parameters<Scalar, Space> latent;
 
     template <class F, class... Same>
     static void visit(F&& f, Same&... same) {
       decltype(router)::visit(detail::Prefixed{f, "router."}, same.router...);
       decltype(experts)::visit(detail::Prefixed{f, "experts."}, same.experts...);
       decltype(branches)::visit(f, same.branches...);
+      decltype(outputs)::visit(f, same.outputs...);
+      decltype(latent)::visit(detail::Prefixed{f, "latent."}, same.latent...);
     }
   };
 
@@ -97,8 +113,12 @@ class MoELayer {
     Matrix<Scalar, Space> rows;  ///< (R, H) gathered tokens
     Matrix<Scalar, Space> out;   ///< (R, H) what the experts gave
     typename Experts::template Saved<Scalar, Space> experts;
-    detail::BranchSaved<Branches, Scalar, Space> branches;
-    Vector<double, Space> losses;  ///< (number of losses), coefficients included
+    detail::PartSaved<Branches, Scalar, Space> branches;
+    detail::PartSaved<Outputs, Scalar, Space> outputs;
+    typename LatentPolicy::template Saved<Scalar, Space> latent;
+    Matrix<Scalar, Space> mapped;         ///< (T, H) the input behind its map, where there is one
+    detail::RowDraws<Space> input_draws;  ///< of that map
+    Vector<double, Space> losses;         ///< (number of losses), coefficients included
     Matrix<Scalar, Space> y, dx;
     Matrix<Scalar, Space> drouter_input, dbranch_input;  ///< where the batch gave those inputs of their own
 
@@ -133,10 +153,16 @@ class MoELayer {
     }
     check();
     const ExpertShape shape{config.experts, config.hidden, config.intermediate};
+    ExpertShape inner = shape;
+    if constexpr (has_latent) {
+      parameters.latent = latent().template parameters<Scalar, Space>(shape);
+      inner.hidden = latent().width;
+    }
     const RouterShape router_shape = this->router_shape();
     parameters.router = router_.template parameters<Real, Space>(router_shape);
-    parameters.experts = experts_.template parameters<Scalar, Space>(shape);
-    detail::allocate_branches(Branches{}, policies_, shape, parameters.branches);
+    parameters.experts = experts_.template parameters<Scalar, Space>(inner);
+    detail::allocate_parts(Branches{}, policies_, shape, parameters.branches);
+    detail::allocate_parts(Outputs{}, policies_, shape, parameters.outputs);
     buffers.router = router_.template buffers<Real, Space>(router_shape);
     initialise();
   }
@@ -172,8 +198,9 @@ class MoELayer {
   }
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
     check(batch);
-    route(ctx, batch, tape);
-    return run(ctx, batch, tape);
+    const Batch<Scalar, Space> mapped = map_input(ctx, batch, tape);
+    route(ctx, mapped, tape);
+    return run(ctx, mapped, tape);
   }
   /// With a routing made elsewhere: logits, scores and assignments are taken as they are.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch,
@@ -185,8 +212,9 @@ class MoELayer {
                          detail::CheckIds<Real, Space>{routing.assignments, config_.experts, ctx.flag(),
                                                        !on_host<Space>});  // a device cannot throw: it repairs
     if constexpr (on_host<Space>) ctx.check();
+    const Batch<Scalar, Space> mapped = map_input(ctx, batch, tape);
     tape.routing = routing;
-    return run(ctx, batch, tape);
+    return run(ctx, mapped, tape);
   }
 
   /// Inference: leaves no tape. y is the context's: valid until this layer's next forward with it.
@@ -217,7 +245,8 @@ class MoELayer {
     detail::require<ShapeError>(Index(statistics.counts().extent(0)) == config_.experts,
                                 "moe::MoELayer::update_balance: counts of ", statistics.counts().extent(0),
                                 " experts for a layer of ", config_.experts, ". Call statistics.add(tape) first.");
-    router_.update_balance(ctx, buffers.router, Vector<const Index, Space>(statistics.counts()));
+    router_.update_balance(ctx, buffers.router, Vector<const Index, Space>(statistics.counts()),
+                           Vector<const Index, Space>(statistics.tokens()));
   }
 
   /// Calls f(ParameterInfo, view) for every trained array.
@@ -251,7 +280,7 @@ class MoELayer {
     detail::require<ConfigError>(config_.hidden > 0 && config_.intermediate > 0 && config_.experts > 0,
                                  "moe::MoELayer: hidden ", config_.hidden, ", intermediate ", config_.intermediate,
                                  ", experts ", config_.experts, "; all must be positive.");
-    capacity_.check();
+    capacity_.check(config_.experts);
   }
 
   void initialise() {
@@ -259,13 +288,21 @@ class MoELayer {
     auto draw = [&](std::string_view name, const auto& view) {
       const Seed seed{seed_.value * 0x9E3779B97F4A7C15ull + config_.layer};
       const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
-      if (!bias) detail::initialise(space, name, view, seed, config_.initial_scale);
+      if (!bias && view.rank() > 1) detail::initialise(space, name, view, seed, config_.initial_scale);
     };
     Parameters::visit(draw, parameters);
     space.fence("moe::MoELayer");
   }
 
+  const LatentPolicy& latent() const { return std::get<LatentPolicy>(policies_); }
+  /// The width at which experts work.
+  Index inner_width() const {
+    if constexpr (has_latent) return latent().width;
+    return config_.hidden;
+  }
+
   void check(const Batch<Scalar, Space>& batch) const;
+  Batch<Scalar, Space> map_input(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
   void route(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
   Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
   Matrix<Scalar, Space> pull(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,

@@ -8,7 +8,8 @@
 ///     template <class Real>
 ///     KOKKOS_FUNCTION void apply(const Team&, Row<const Real> logits, Row<const Real> scores, Row<Real> key) const;
 ///
-/// `static constexpr int order = 1` puts it behind the others.
+/// or the same with a `const TokenFacts&` behind it. `static constexpr int order = -1` puts it before the balancing
+/// bias, 0 (the default) behind that, 1 behind all others.
 
 #include "moe/core/types.hpp"
 #include "moe/routing/routing.hpp"
@@ -24,9 +25,24 @@ struct BestTwo {
   static constexpr int experts_needed = 2;
 };
 
-/// Only the experts of the `kept` best of `groups` equal groups can be chosen; the others' keys become -infinity (0
-/// would win against negative keys). `GroupLimit<>` takes both numbers at run time. At most 64 groups.
-template <int fixed_groups = 0, int fixed_kept = 0, class GroupScore = Max>
+/// What the keys of closed groups become: -infinity, so that they are never chosen; or 0, as in DeepSeek-V2's, Mistral
+/// 4's and A.X-K2's code, where they win against negative keys and fill up a token with too few positive ones.
+struct NegativeInfinity {
+  template <class Real>
+  KOKKOS_FUNCTION static Real value() {
+    return -Kokkos::Experimental::infinity_v<Real>;
+  }
+};
+struct Zero {
+  template <class Real>
+  KOKKOS_FUNCTION static Real value() {
+    return 0;
+  }
+};
+
+/// Only the experts of the `kept` best of `groups` equal groups can be chosen. With groups as devices this is
+/// DeepSeek-V2's device-limited routing. `GroupLimit<>` takes both numbers at run time. At most 64 groups.
+template <int fixed_groups = 0, int fixed_kept = 0, class GroupScore = Max, class Fill = NegativeInfinity>
 struct GroupLimit {
   using policy = kind::choice_key;
   static constexpr int order = 1;  // group scores see the balancing bias
@@ -45,7 +61,9 @@ struct GroupLimit {
   }
 
   /// The most experts a token can choose.
-  Index choices(Index experts) const { return experts / groups * kept; }
+  Index choices(Index experts) const {
+    return std::is_same_v<Fill, NegativeInfinity> ? experts / groups * kept : experts;
+  }
 
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<const Real>, Row<const Real>, Row<Real> key) const {
@@ -62,7 +80,7 @@ struct GroupLimit {
       open |= std::uint64_t(1) << best;
     }
     team.each(key.size, [&](Index e) {
-      if (!(open >> (e / size) & 1u)) key[e] = -Kokkos::Experimental::infinity_v<Real>;
+      if (!(open >> (e / size) & 1u)) key[e] = Fill::template value<Real>();
     });
   }
 
@@ -83,23 +101,51 @@ struct GroupLimit {
   }
 };
 
-/// A bias on each expert's score, for the choice alone; after each optimiser step it moves by `rate` towards equal
-/// load (Wang et al. 2024, "Auxiliary-loss-free load balancing"; DeepSeek-V3, eq. 16: rate 1e-3).
-///
-/// A balancer is a struct with `using policy = moe::kind::balancer;`, `apply` and `step` as here. The bias is the
-/// router's buffer: saved with the model, trained by no gradient.
-struct BiasBalancer {
-  using policy = kind::balancer;
-  double rate = 1e-3;
+/// Choices compare logits, not scores (Kolibri adds its bias to logits; softmax or sigmoid alone keep the order).
+struct ChooseByLogits {
+  using policy = kind::choice_key;
+  static constexpr int order = -1;
 
   template <class Real>
-  KOKKOS_FUNCTION void apply(const Team& team, Row<const Real> bias, Row<Real> key) const {
-    team.each(key.size, [&](Index e) { key[e] += bias[e]; });
+  KOKKOS_FUNCTION void apply(const Team& team, Row<const Real> logits, Row<const Real>, Row<Real> key) const {
+    team.each(key.size, [&](Index e) { key[e] = logits[e]; });
   }
-  /// The bias of an expert that got `load` assignments where the mean is `mean`.
+};
+
+/// While training, choices are sampled without replacement from softmax(logits / temperature): keys become logits plus
+/// Gumbel noise (Kool et al. 2019, "Stochastic beams and where to find them"). Weights stay the scores'.
+struct GumbelSampling {
+  using policy = kind::choice_key;
+  static constexpr int order = -1;
+  double temperature = 1;
+
   template <class Real>
-  KOKKOS_FUNCTION Real step(Real bias, double load, double mean) const {
-    return load == mean ? bias : bias + Real(load < mean ? rate : -rate);
+  KOKKOS_FUNCTION void apply(const Team& team, Row<const Real> logits, Row<const Real>, Row<Real> key,
+                             const TokenFacts& token) const {
+    if (!token.random.active) return;
+    team.each(key.size, [&](Index e) { key[e] = logits[e] + Real(temperature) * token.random.gumbel<Real>(e); });
+  }
+};
+
+/// While training, each expert is out of a token's reach with this probability (SiRA; SwitchHead).
+struct ExpertDropout {
+  using policy = kind::choice_key;
+  static constexpr int order = 1;
+  double probability = 0.1;
+
+  void check(const RouterShape&) const {
+    detail::require<ConfigError>(probability >= 0 && probability < 1, "moe::ExpertDropout: probability is ",
+                                 probability, "; it must be at least 0 and below 1.");
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void apply(const Team& team, Row<const Real>, Row<const Real>, Row<Real> key,
+                             const TokenFacts& token) const {
+    if (!token.random.active) return;
+    const RowRandom random = token.random.of(Purpose::dropout);
+    team.each(key.size, [&](Index e) {
+      if (double(random.uniform<float>(e)) < probability) key[e] = -Kokkos::Experimental::infinity_v<Real>;
+    });
   }
 };
 

@@ -34,23 +34,40 @@ concept RowMapPolicy = std::copyable<P> &&
 
 /// Changes the keys that the selection compares; see choice_key.hpp.
 template <class P>
-concept ChoiceKeyPolicy = std::copyable<P> && requires(const P p, Team team, Row<const float> row, Row<float> key) {
-  p.apply(team, row, row, key);
-};
+concept ChoiceKeyPolicy = std::copyable<P> &&(
+    requires(const P p, Team team, Row<const float> row, Row<float> key) { p.apply(team, row, row, key); } ||
+    requires(const P p, Team team, Row<const float> row, Row<float> key, TokenFacts token) {
+      p.apply(team, row, row, key, token);
+    });
 
 /// A bias on the choice and its step; see choice_key.hpp.
 template <class P>
 concept BalancerPolicy = std::copyable<P> && requires(const P p, Team team, Row<const float> bias, Row<float> key) {
   p.apply(team, bias, key);
-  { p.step(1.0f, 1.0, 1.0) } -> std::convertible_to<float>;
-};
+} &&(
+    requires(const P p) {
+      { p.step(1.0f, 1.0, 1.0) } -> std::convertible_to<float>;
+    } ||
+    requires(const P p) {
+      { p.step(1.0f, 1.0, 1.0, 1.0) } -> std::convertible_to<float>;
+    });
 
 /// Each token chooses for itself; see top_k.hpp.
 template <class P>
-concept RowSelection = std::copyable<P> && requires(const P p, Team team, Row<float> key, Row<ExpertId> chosen) {
-  { p.choices() } -> std::convertible_to<Index>;
-  p.select(team, key, chosen);
-};
+concept RowSelection = std::copyable<P> &&(
+                           requires(const P p) {
+                             { p.choices() } -> std::convertible_to<Index>;
+                           } ||
+                           requires(const P p, Index experts) {
+                             { p.choices(experts) } -> std::convertible_to<Index>;
+                           }) &&
+                       (
+                           requires(const P p, Team team, Row<float> key, Row<ExpertId> chosen) {
+                             p.select(team, key, chosen);
+                           } ||
+                           requires(const P p, Team team, Row<float> key, Row<ExpertId> chosen, TokenFacts token) {
+                             p.select(team, key, chosen, token);
+                           });
 
 /// Looks at many tokens at once; see expert_choice.hpp.
 template <class P>
@@ -65,16 +82,52 @@ concept BatchSelection = std::copyable<P> &&
 
 /// A step of the chain from scores to combine weights, with a pullback; see weighting.hpp.
 template <class P>
-concept WeightingPolicy = std::copyable<P> && requires(const P p, Team team, Row<float> row, Row<const float> before) {
-  p.apply(team, row);
-  p.pullback(team, before, row);
+concept WeightingPolicy = std::copyable<P> &&(
+    requires(const P p, Team team, Row<float> row, Row<const float> before) {
+      p.apply(team, row);
+      p.pullback(team, before, row);
+    } ||
+    requires(const P p, Team team, Row<float> row, Row<const float> before, Row<const ExpertId> chosen) {
+      p.apply(team, row, chosen);
+      p.pullback(team, before, chosen, row);
+    } ||
+    requires(const P p, Team team, Row<float> row, Row<const float> before, Row<const ExpertId> chosen,
+             RouterShape shape) {
+      P::name;
+      { p.size(shape) } -> std::convertible_to<Index>;
+      p.initial;
+      p.apply(team, row, chosen, before);
+      p.pullback(team, before, chosen, before, row, row);
+    });
+
+/// Takes choices away by their weights; see skipping.hpp.
+template <class P>
+concept SkippingPolicy = std::copyable<P> &&
+    requires(const P p, Team team, Row<const float> weights, Row<std::uint8_t> live, TokenFacts token) {
+  p.keep(team, weights, live, token);
 };
 
 namespace detail {
 
+/// K of a token's choices.
+template <class Selection>
+Index choices_of(const Selection& selection, Index experts) {
+  if constexpr (requires { selection.choices(experts); }) {
+    return selection.choices(experts);
+  } else {
+    return selection.choices();
+  }
+}
+
+/// A selection that reads a table of the router's buffers; see table.hpp.
+template <class P>
+concept TableSelection = requires(const P p) {
+  p.table_rows;
+};
+
 template <class P>
 inline constexpr bool is_router_policy = is_kind<P, kind::logits, kind::row_map, kind::scoring, kind::choice_key,
-                                                 kind::balancer, kind::selection, kind::weighting>;
+                                                 kind::balancer, kind::selection, kind::weighting, kind::skipping>;
 
 // One constant a category, so that a failing assertion prints no concept's innards.
 template <class P>
@@ -90,16 +143,19 @@ inline constexpr bool fits_selection = !is_kind<P, kind::selection> || RowSelect
 template <class P>
 inline constexpr bool fits_weighting = !is_kind<P, kind::weighting> || WeightingPolicy<P>;
 template <class P>
+inline constexpr bool fits_skipping = !is_kind<P, kind::skipping> || SkippingPolicy<P>;
+template <class P>
 inline constexpr bool fits_router = is_router_policy<P>&& fits_scoring<P>&& fits_row_map<P>&& fits_choice_key<P>&&
-    fits_balancer<P>&& fits_selection<P>&& fits_weighting<P>;
+    fits_balancer<P>&& fits_selection<P>&& fits_weighting<P>&& fits_skipping<P>;
 
 /// Says what is wrong with one argument of Router<...>.
 template <class P>
 struct CheckRouterPolicy {
-  static_assert(is_router_policy<P>,
-                "moe::Router: this argument is not a router policy. Give a custom one `using policy = "
-                "moe::kind::scoring;` (or logits, row_map, choice_key, balancer, selection, weighting); experts, "
-                "capacity, branches and losses are arguments of moe::MoELayer.");
+  static_assert(
+      is_router_policy<P>,
+      "moe::Router: this argument is not a router policy. Give a custom one `using policy = "
+      "moe::kind::scoring;` (or logits, row_map, choice_key, balancer, selection, weighting, skipping); experts, "
+      "capacity, branches and losses are arguments of moe::MoELayer.");
   static_assert(fits_scoring<P>,
                 "moe::Router: this scoring lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<Real> "
                 "row) const` and `pullback(const Team&, Row<const Real> scores, Row<Real> gradient) const`.");
@@ -120,6 +176,9 @@ struct CheckRouterPolicy {
   static_assert(fits_weighting<P>,
                 "moe::Router: this weighting lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<Real> "
                 "weights) const` and `pullback(const Team&, Row<const Real> before, Row<Real> gradient) const`.");
+  static_assert(fits_skipping<P>,
+                "moe::Router: this skipping lacks a member. It needs KOKKOS_FUNCTION `keep(const Team&, Row<const "
+                "Real> weights, Row<std::uint8_t> live, const TokenFacts&) const`.");
 };
 
 /// Says that a single-choice category was given twice.

@@ -2,15 +2,20 @@
 /// @file
 /// `Router`: the policies of routing composed, forward and backward.
 ///
-/// The order of work does not depend on the order of arguments: input maps, logits, logit maps, scoring, balancing
-/// bias, choice keys, selection, weightings. What is missing has a default: LinearLogits, Softmax, TopK<>.
+/// The order of work does not depend on the order of arguments: input map, logits, logit maps, scoring, choice keys of
+/// order -1, balancing bias, other choice keys, selection, weightings, skipping. What is missing has a default:
+/// LinearLogits, Softmax, TopK<>.
 
 #include <algorithm>
 
+#include "moe/routing/balancer.hpp"
 #include "moe/routing/choice_key.hpp"
+#include "moe/routing/compatibility.hpp"
 #include "moe/routing/concepts.hpp"
 #include "moe/routing/detail/rows.hpp"
 #include "moe/routing/noise.hpp"
+#include "moe/routing/skipping.hpp"
+#include "moe/routing/table.hpp"
 #include "moe/routing/weighting.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -35,18 +40,30 @@ class Router {
   using Scoring = detail::ValidOr<typename detail::Pick<kind::scoring, Softmax, Policies...>::type, Softmax>;
   using Selection = detail::ValidOr<typename detail::Pick<kind::selection, TopK<>, Policies...>::type, TopK<>>;
   using Balancer = typename detail::Pick<kind::balancer, detail::NoBalancer, Policies...>::type;
+  static_assert((detail::CheckCompatible<Policies, Scoring, Selection, detail::weighs_logits<Policies...>,
+                                         RowSelection<Selection>>::size +
+                 ... + 1) > 0);
+  using Weightings = detail::ChainFor<kind::weighting, Policies...>;
   static constexpr bool has_balancer = !std::is_same_v<Balancer, detail::NoBalancer>;
+  static constexpr bool has_table = detail::TableSelection<Selection>;
 
+  /// The source's arrays, and those of learned weightings.
   template <class Real, class Space>
-  using Parameters = typename Source::template Parameters<Real, Space>;
+  using Parameters =
+      std::conditional_t<detail::WeightingParametersOf<Weightings, Real, Space>::any,
+                         detail::WithWeightings<typename Source::template Parameters<Real, Space>,
+                                                typename detail::WeightingParametersOf<Weightings, Real, Space>::type>,
+                         typename Source::template Parameters<Real, Space>>;
 
-  /// What is saved with the model but not trained: the balancing bias.
+  /// What is saved with the model but not trained: the balancing bias, a table of choices.
   template <class Real, class Space>
   struct Buffers {
-    Vector<Real, Space> balance_bias;  ///< (E), where there is a balancer
+    Vector<Real, Space> balance_bias{};  ///< (E), where there is a balancer
+    Matrix<ExpertId, Space> table{};     ///< (rows, K), where choices come from a table
     template <class F, class... Same>
     static void visit(F&& f, Same&... same) {
       if constexpr (has_balancer) f("balance_bias", same.balance_bias...);
+      if constexpr (has_table) f("table", same.table...);
     }
   };
 
@@ -73,21 +90,30 @@ class Router {
                                  " experts and a router input of width ", shape.hidden, "; both must be positive.");
     detail::check_policy(selection(), shape);
     (detail::check_policy(std::get<Policies>(values_), shape), ...);
-    if constexpr (RowSelection<Selection>) {
+    if constexpr (requires { selection().choices(); })  // else it takes all it can get
       (detail::check_choices(std::get<Policies>(values_), Index(selection().choices()), shape), ...);
-    }
   }
 
   template <class Real, class Space>
   Parameters<Real, Space> parameters(const RouterShape& shape) const {
     check(shape);
-    return source().template parameters<Real, Space>(shape);
+    auto own = source().template parameters<Real, Space>(shape);
+    if constexpr (LearnsWeightings<Real, Space>::any) {
+      return {own, LearnsWeightings<Real, Space>::type::make(Weightings::from(values_), shape)};
+    } else {
+      return own;
+    }
   }
 
   template <class Real, class Space>
   Buffers<Real, Space> buffers(const RouterShape& shape) const {
     Buffers<Real, Space> result;
     if constexpr (has_balancer) result.balance_bias = Vector<Real, Space>("moe::balance_bias", shape.experts);
+    if constexpr (has_table) {
+      const Index rows = selection().table_rows, k = selection().choices();
+      result.table = Matrix<ExpertId, Space>("moe::table", rows, k);
+      assign_table(result.table, random_hash(rows, shape.experts, k, Seed{0}));
+    }
     return result;
   }
 
@@ -97,70 +123,105 @@ class Router {
                const Buffers<Real, Space>& buffers, Index experts, Routing<Real, Space>& routing,
                std::uint32_t layer = 0) const {
     const Index tokens = batch.tokens();
+    if constexpr (requires { selection().check_batch(batch); }) selection().check_batch(batch);
     detail::shape(routing.logits, "moe::logits", tokens, experts);
     detail::shape(routing.scores, "moe::scores", tokens, experts);
     shape_assignments(batch, experts, routing.assignments);
     routing.random = {ctx.seed, ctx.step, layer, Purpose::jitter};
     routing.noisy = ctx.training;
+    routing.logit_scores = detail::says_logits<Scoring>();
+    routing.first_token = ctx.first_token;
+    const detail::RowDraws<Space> draws = detail::row_draws(batch, routing, table_of(buffers));
 
     typename Context<Space>::Scratch scratch(ctx);
-    const auto input = router_input<Real>(ctx, scratch, batch, routing);
-    source().forward(ctx, input, parameters, routing.logits);
+    const auto input = router_input<Real>(ctx, scratch, batch, draws);
+    detail::source_forward(source(), ctx, batch, draws, input, parameters, routing);
+    if constexpr (LogitMaps::count > 1) {
+      detail::shape(routing.raw_logits, "moe::raw_logits", tokens, experts);
+      if (tokens != 0) Kokkos::deep_copy(ctx.space, routing.raw_logits, routing.logits);
+    }
 
     auto keys = scratch.template matrix<Real>(tokens, experts);
-    const detail::RowMaps<MapPlace::logits, LogitMaps> maps{LogitMaps::from(values_)};
     const Vector<const Real, Space> bias = balance_bias(buffers);
     run(ctx, "moe::Router::score", tokens,
-        detail::ScoreRow<Real, Space, decltype(maps), Scoring, Balancer, Keys>{
-            routing.logits, routing.scores, keys, batch.mask, bias, random(ctx, routing), maps, scoring(), balancer(),
-            Keys::from(values_), ctx.flag()});
-    select(ctx, keys, batch, routing.assignments);
+        detail::ScoreRow<Real, Space, LogitMaps, Scoring, Balancer, Keys>{
+            routing.logits, routing.scores, keys, batch.mask, bias, draws, LogitMaps{Maps::from(values_)}, scoring(),
+            balancer(), Keys::from(values_), ctx.flag()});
+    select(ctx, keys, batch, draws, routing.assignments);
     run(ctx, "moe::Router::weigh", tokens,
-        detail::WeighRow<Real, Space, Weightings>{routing.scores, routing.assignments, Weightings::from(values_)});
+        detail::WeighRow<Real, Space, Selection, Weightings, Skips>{
+            routing.scores, routing.assignments, draws, selection(), Weightings::from(values_),
+            weighting_rows<Real, Space>(parameters), Skips::from(values_)});
   }
 
-  /// From the gradients of the combine weights (A), of the scores (T, E) and of the logits (T, E) (those two hold the
-  /// losses' part and are used up) to the gradient of the router's input, which is ADDED to dx (T, H'). Adds into
-  /// gradients. No gradient flows through the choice itself.
+  /// From the gradients of the combine weights, of the scores and of the logits (which hold the losses' part and are
+  /// used up) to the gradient of the router's input, which is ADDED to dx (T, H'). Adds into gradients. No gradient
+  /// flows through the choice itself.
   template <class T, class Real, class Space>
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Parameters<Real, Space>& parameters,
-                const Routing<Real, Space>& routing, const Vector<const Real, Space>& dweight,
-                const Matrix<Real, Space>& dscores, const Matrix<Real, Space>& dlogits, const Matrix<T, Space>& dx,
-                Parameters<Real, Space>& gradients) const {
-    const Index tokens = batch.tokens();
+                const Routing<Real, Space>& routing, const RoutingGradients<Real, Space>& of,
+                const Matrix<T, Space>& dx, Parameters<Real, Space>& gradients) const {
+    using Learns = LearnsWeightings<Real, Space>;
+    const Index tokens = batch.tokens(), bound = routing.assignments.bound;
     typename Context<Space>::Scratch scratch(ctx);
-    const Index bound = routing.assignments.bound;
     auto work = scratch.template matrix<Real>(Weightings::size + 1, bound);
     auto dchosen = scratch.template vector<Real>(bound);
-    const detail::RowMaps<MapPlace::logits, LogitMaps> maps{LogitMaps::from(values_)};
-    run(ctx, "moe::Router::backward", tokens,
-        detail::BackwardRow<Real, Space, decltype(maps), Scoring, Weightings>{
-            routing.logits, routing.scores, routing.assignments, dweight, work, dchosen, dscores, dlogits, batch.mask,
-            random(ctx, routing), maps, scoring(), Weightings::from(values_)});
+    const Index maps_width = LogitMaps::count > 1 ? LogitMaps::count * Index(routing.logits.extent(1)) : 0;
+    auto maps_work = scratch.template matrix<Real>(tokens, maps_width);
+    const detail::RowDraws<Space> draws = detail::row_draws(batch, routing);
 
-    const auto input = router_input<Real>(ctx, scratch, batch, routing);
+    const Index chunk = Learns::any ? 64 : 1, chunks = (tokens + chunk - 1) / chunk;
+    const auto rows = weighting_rows<Real, Space>(parameters);
+    Index learned = 0;
+    for (const auto& row : rows.rows) learned += row.size;
+    Matrix<Real, Space> partial;
+    if constexpr (Learns::any) {
+      partial = scratch.template matrix<Real>(chunks, learned);
+      detail::fill(ctx.space, partial, Real(0));
+    }
+    run(ctx, "moe::Router::backward", chunks,
+        detail::BackwardChunk<Real, Space, LogitMaps, Scoring, Selection, Weightings>{
+            routing, of, work, dchosen, maps_work, batch.mask, draws, LogitMaps{Maps::from(values_)}, scoring(),
+            selection(), Weightings::from(values_), rows, chunk, partial});
+    if constexpr (Learns::any) {
+      Index first = 0;
+      for (const auto& gradient : gradients.weightings.values) {
+        run(ctx, "moe::Router::weighting_gradient", Index(gradient.size()),
+            detail::SumPartials<Real, Space>{partial, first, gradient});
+        first += Index(gradient.size());
+      }
+    }
+
+    const auto input = router_input<Real>(ctx, scratch, batch, draws);
     auto dinput = scratch.template matrix<Real>(tokens, input.extent(1));
-    source().backward(ctx, Matrix<const Real, Space>(dlogits), input, parameters, dinput, gradients);
-    const detail::RowMaps<MapPlace::input, LogitMaps> input_maps{LogitMaps::from(values_)};
+    using SourceParameters = typename Source::template Parameters<Real, Space>;
+    detail::source_backward(source(), ctx, batch, draws, routing, of, input,
+                            static_cast<const SourceParameters&>(parameters), dinput,
+                            static_cast<SourceParameters&>(gradients));
     run(ctx, "moe::Router::input_gradient", tokens,
-        detail::InputGradientRow<T, Real, Space, decltype(input_maps)>{input, dinput, dx, random(ctx, routing),
-                                                                       input_maps});
+        detail::InputGradientRow<T, Real, Space, InputMaps>{input, dinput, dx, draws, {Maps::from(values_)}});
   }
 
-  /// Moves the balancing bias one step. `counts` (E): assignments of the whole optimiser step, before drops.
+  /// Moves the balancing bias one step. `counts` (E): assignments of the whole optimiser step, before drops; `tokens`
+  /// (1): its tokens, padding not counted.
   template <class Real, class Space>
-  void update_balance(Context<Space>& ctx, Buffers<Real, Space>& buffers,
-                      const Vector<const Index, Space>& counts) const {
+  void update_balance(Context<Space>& ctx, Buffers<Real, Space>& buffers, const Vector<const Index, Space>& counts,
+                      const Vector<const Index, Space>& tokens) const {
     if constexpr (has_balancer) {
       Kokkos::parallel_for("moe::Router::update_balance", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
-                           detail::BalanceStep<Real, Space, Balancer>{buffers.balance_bias, counts, balancer()});
+                           detail::BalanceStep<Real, Space, Balancer>{buffers.balance_bias, counts, tokens, balancer(),
+                                                                      detail::shared_experts<Selection>()});
     }
   }
 
  private:
-  using LogitMaps = detail::ChainFor<kind::row_map, Policies...>;
+  using Maps = detail::ChainFor<kind::row_map, Policies...>;
+  using InputMaps = detail::RowMaps<MapPlace::input, Maps>;
+  using LogitMaps = detail::RowMaps<MapPlace::logits, Maps>;
   using Keys = detail::ChainFor<kind::choice_key, Policies...>;
-  using Weightings = detail::ChainFor<kind::weighting, Policies...>;
+  using Skips = detail::ChainFor<kind::skipping, Policies...>;
+  template <class Real, class Space>
+  using LearnsWeightings = detail::WeightingParametersOf<Weightings, Real, Space>;
 
   template <class P>
   P value_or_default() const {
@@ -180,11 +241,19 @@ class Router {
     Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(ctx.space, 0, tokens), functor);
   }
 
-  template <class Space, class Real>
-  static detail::RowDraws random(const Context<Space>& ctx, const Routing<Real, Space>& routing) {
-    return {routing.random, ctx.first_token, routing.noisy};
+  template <class Real, class Space>
+  static auto weighting_rows(const Parameters<Real, Space>& parameters) {
+    if constexpr (LearnsWeightings<Real, Space>::any) {
+      return detail::weighting_rows<Real>(parameters.weightings);
+    } else {
+      return detail::WeightingRows<const Real, Weightings::size>{};
+    }
   }
 
+  template <class Real, class Space>
+  static Matrix<const ExpertId, Space> table_of(const Buffers<Real, Space>& buffers) {
+    return buffers.table;
+  }
   template <class Real, class Space>
   static Vector<const Real, Space> balance_bias(const Buffers<Real, Space>& buffers) {
     return buffers.balance_bias;
@@ -193,15 +262,14 @@ class Router {
   /// The router's input in the router's precision, with input maps applied; a plain view where nothing is to be done.
   template <class Real, class T, class Space>
   Matrix<const Real, Space> router_input(Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
-                                         const Batch<T, Space>& batch, const Routing<Real, Space>& routing) const {
+                                         const Batch<T, Space>& batch, const detail::RowDraws<Space>& draws) const {
     const Matrix<const T, Space> x = batch.for_router();
-    const detail::RowMaps<MapPlace::input, LogitMaps> maps{LogitMaps::from(values_)};
-    if constexpr (std::is_same_v<T, Real> && !decltype(maps)::any) {
+    if constexpr (std::is_same_v<T, Real> && InputMaps::count == 0) {
       return x;
     } else {
       auto input = scratch.template matrix<Real>(x.extent(0), x.extent(1));
       run(ctx, "moe::Router::input", Index(x.extent(0)),
-          detail::InputRow<T, Real, Space, decltype(maps)>{x, input, random(ctx, routing), maps});
+          detail::InputRow<T, Real, Space, InputMaps>{x, input, draws, {Maps::from(values_)}});
       return input;
     }
   }
@@ -210,7 +278,7 @@ class Router {
   void shape_assignments(const Batch<T, Space>& batch, Index experts, Assignments<Real, Space>& assignments) const {
     assignments.tokens = batch.tokens();
     if constexpr (RowSelection<Selection>) {
-      assignments.uniform_k = selection().choices();
+      assignments.uniform_k = detail::choices_of(selection(), experts);
       assignments.bound = assignments.tokens * assignments.uniform_k;
     } else {
       assignments.uniform_k = 0;
@@ -219,14 +287,15 @@ class Router {
     }
     detail::shape(assignments.expert, "moe::expert", assignments.bound);
     detail::shape(assignments.weight, "moe::weight", assignments.bound);
+    if constexpr (Skips::size > 0) detail::shape(assignments.live, "moe::live", assignments.bound);
   }
 
   template <class T, class Real, class Space>
   void select(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch,
-              Assignments<Real, Space>& assignments) const {
+              const detail::RowDraws<Space>& draws, Assignments<Real, Space>& assignments) const {
     if constexpr (RowSelection<Selection>) {
       run(ctx, "moe::Router::select", assignments.tokens,
-          detail::SelectRow<Real, Space, Selection>{keys, assignments, batch.mask, selection(), ctx.flag()});
+          detail::SelectRow<Real, Space, Selection>{keys, assignments, batch.mask, selection(), draws, ctx.flag()});
     } else {
       detail::fill(ctx.space, assignments.expert, no_expert);
       selection().select(ctx, keys, batch, assignments);

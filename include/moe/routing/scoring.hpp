@@ -16,6 +16,7 @@ MOE_NAMESPACE_BEGIN
 /// s = exp(z) / sum exp(z), over all experts.
 struct Softmax {
   using policy = kind::scoring;
+  static constexpr bool probabilities = true;
 
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
@@ -45,6 +46,39 @@ struct Sigmoid {
   KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> scores, Row<Real> gradient) const {
     team.each(scores.size, [&](Index e) { gradient[e] *= scores[e] * (Real(1) - scores[e]); });
   }
+};
+
+/// s = sqrt(log(1 + exp(z))) (DeepSeek-V4).
+struct SqrtSoftplus {
+  using policy = kind::scoring;
+
+  template <class Real>
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
+    team.each(row.size, [&](Index e) {
+      const Real z = row[e];
+      row[e] = Kokkos::sqrt(z > Real(0) ? z + Kokkos::log1p(Kokkos::exp(-z)) : Kokkos::log1p(Kokkos::exp(z)));
+    });
+  }
+
+  /// sigmoid(z) = 1 - exp(-s^2), so the score alone gives the slope.
+  template <class Real>
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> scores, Row<Real> gradient) const {
+    team.each(scores.size, [&](Index e) {
+      const Real s = scores[e];
+      gradient[e] = s > Real(0) ? gradient[e] * -Kokkos::expm1(-s * s) / (Real(2) * s) : Real(0);
+    });
+  }
+};
+
+/// s = z: for systems whose weights come from the chosen logits (SoftmaxOfChosen, SigmoidOfChosen, SparseMixer).
+struct Identity {
+  using policy = kind::scoring;
+  static constexpr bool logits = true;
+
+  template <class Real>
+  KOKKOS_FUNCTION void apply(const Team&, Row<Real>) const {}
+  template <class Real>
+  KOKKOS_FUNCTION void pullback(const Team&, Row<const Real>, Row<Real>) const {}
 };
 
 MOE_NAMESPACE_END

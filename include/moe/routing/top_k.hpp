@@ -1,19 +1,44 @@
 #pragma once
 /// @file
-/// Token choice: each token takes its K best experts.
+/// Token choice: each token takes its own experts.
 ///
 /// A selection of this sort is a struct with `using policy = moe::kind::selection;` and
 ///
-///     Index choices() const;  // K, at most E
+///     Index choices() const;  // K, at most E; or choices(Index experts)
 ///     template <class Real>
 ///     KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const;
 ///
-/// `key` may be changed; `chosen` holds K entries, no_expert where nothing is left. Selections that look at many
-/// tokens at once have another contract: see expert_choice.hpp.
+/// or `select` with a `const TokenFacts&` behind. `key` may be changed; `chosen` holds K entries, no_expert where
+/// nothing is left. Selections that look at many tokens at once have another contract: see expert_choice.hpp.
 
 #include "moe/routing/routing.hpp"
 
 MOE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// The expert of the largest key above `floor`, the lowest of equals, or no_expert.
+template <class Real>
+KOKKOS_FUNCTION ExpertId best_expert(Row<const Real> key, Real floor = -Kokkos::Experimental::infinity_v<Real>) {
+  ExpertId best = no_expert;
+  for (Index e = 0; e < key.size; ++e) {
+    if (key[e] > floor) {
+      best = ExpertId(e);
+      floor = key[e];
+    }
+  }
+  return best;
+}
+
+/// The same, and the expert is out of the race from now on.
+template <class Real>
+KOKKOS_FUNCTION ExpertId take_best(Row<Real> key) {
+  const ExpertId best = best_expert(Row<const Real>{key.data, key.size});
+  if (best != no_expert) key[best] = -Kokkos::Experimental::infinity_v<Real>;
+  return best;
+}
+
+}  // namespace detail
 
 /// The K largest keys in descending order; of equal keys the lowest expert first; keys of -infinity are never
 /// chosen. `TopK<>` takes K at run time.
@@ -31,19 +56,107 @@ struct TopK {
 
   template <class Real>
   KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
-    const Real nothing = -Kokkos::Experimental::infinity_v<Real>;
+    for (Index i = 0; i < chosen.size; ++i) chosen[i] = detail::take_best(key);
+  }
+};
+
+/// The largest keys in descending order until they sum to p: at least `floor`, at most `cap` experts (Huang et al.
+/// 2024, "Harder tasks need more experts"). Keys are to be probabilities: softmax scores, no balancing bias.
+struct TopP {
+  using policy = kind::selection;
+  static constexpr bool needs_probabilities = true, free_count = true;
+  double p = 0.4;
+  int cap = 8;
+  int floor = 1;
+
+  Index choices() const { return cap; }
+
+  void check(const RouterShape& shape) const {
+    detail::require<ConfigError>(0 < floor && floor <= cap && cap <= shape.experts, "moe::TopP: floor ", floor,
+                                 " and cap ", cap, " for ", shape.experts,
+                                 " experts; it must be 1 <= floor <= cap <= E.");
+    detail::require<ConfigError>(p > 0 && p <= 1, "moe::TopP: p is ", p, "; it must be above 0 and at most 1.");
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
+    Real total = 0;
     for (Index i = 0; i < chosen.size; ++i) {
-      Index best = no_expert;
-      Real best_key = nothing;
-      for (Index e = 0; e < key.size; ++e) {
-        if (key[e] > best_key) {
-          best = e;
-          best_key = key[e];
-        }
-      }
-      chosen[i] = ExpertId(best);
-      if (best != no_expert) key[best] = nothing;
+      chosen[i] = no_expert;
+      if (i >= floor && total >= Real(p)) continue;
+      const ExpertId best = detail::best_expert(Row<const Real>{key.data, key.size});
+      if (best == no_expert) continue;
+      total += key[best];
+      chosen[i] = detail::take_best(key);
     }
+  }
+};
+
+/// Every expert whose key is above the threshold, in descending order: at least `floor`, at most `cap`. With a
+/// MeanCountBalancer the mean number of experts stays where it should; with a QuotaBalancer each expert's share does.
+struct Threshold {
+  using policy = kind::selection;
+  static constexpr bool free_count = true;
+  double threshold = 0;
+  int cap = 8;
+  int floor = 0;
+
+  Index choices() const { return cap; }
+
+  void check(const RouterShape& shape) const {
+    detail::require<ConfigError>(0 <= floor && floor <= cap && 0 < cap && cap <= shape.experts,
+                                 "moe::Threshold: floor ", floor, " and cap ", cap, " for ", shape.experts,
+                                 " experts; it must be 0 <= floor <= cap <= E.");
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
+    for (Index i = 0; i < chosen.size; ++i) {
+      const ExpertId best = detail::best_expert(Row<const Real>{key.data, key.size});
+      const bool wanted = best != no_expert && (i < floor || key[best] > Real(threshold));
+      chosen[i] = wanted ? detail::take_best(key) : no_expert;
+    }
+  }
+};
+
+/// Every expert, in order: dense mixtures (Jacobs et al. 1991; MoLoRA's soft merging). Keys of -infinity stay out.
+struct AllExperts {
+  using policy = kind::selection;
+  static constexpr bool unranked = true;
+
+  Index choices(Index experts) const { return experts; }
+
+  template <class Real>
+  KOKKOS_FUNCTION void select(const Team& team, Row<Real> key, Row<ExpertId> chosen) const {
+    team.each(chosen.size,
+              [&](Index e) { chosen[e] = key[e] > -Kokkos::Experimental::infinity_v<Real> ? ExpertId(e) : no_expert; });
+  }
+};
+
+/// The last `shared` experts are chosen by every token, behind what `Selection` chooses among the others: shared
+/// experts that are weighted jointly with the routed ones (Inkling).
+template <class Selection, int shared>
+struct WithShared : Selection {
+  using policy = kind::selection;
+  static constexpr Index shared_experts = shared;
+  static_assert(shared > 0, "moe::WithShared<Selection, n>: n is the number of shared experts, at least 1.");
+
+  WithShared() = default;
+  explicit WithShared(const Selection& selection) : Selection(selection) {}
+
+  Index choices() const { return Selection::choices() + shared; }
+
+  void check(const RouterShape& shape) const {
+    detail::require<ConfigError>(shape.experts > shared, "moe::WithShared: ", shared, " of ", shape.experts,
+                                 " experts are shared; none is left to choose.");
+    if constexpr (requires { Selection::check(shape); }) Selection::check({shape.experts - shared, shape.hidden});
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void select(const Team& team, Row<Real> key, Row<ExpertId> chosen) const {
+    const Index routed = key.size - shared, own = chosen.size - shared;
+    Selection::select(team, Row<Real>{key.data, routed}, Row<ExpertId>{chosen.data, own});
+    for (Index i = 0; i < shared; ++i) chosen[own + i] = ExpertId(routed + i);
   }
 };
 

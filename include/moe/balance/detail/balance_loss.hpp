@@ -10,7 +10,8 @@ MOE_NAMESPACE_BEGIN
 
 /// Which choices a balance loss counts.
 enum class Count { first_choice, all };
-/// What a balance loss averages: the router's scores, those divided by their sum, or the softmax of the logits.
+/// What a balance loss averages: the router's scores, those divided by their sum, or the softmax of the logits. Where
+/// the scores are logits (Identity), it is always that softmax.
 enum class Probability { scores, normalized_scores, softmax };
 
 namespace detail {
@@ -164,7 +165,7 @@ struct BalanceLossPolicy {
 
   template <class T, class Real, class Space>
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing, double scale,
-                const Matrix<Real, Space>& dscores, const Matrix<Real, Space>& dlogits) const {
+                const RoutingGradients<Real, Space>& to) const {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
     auto work = scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1));
@@ -172,7 +173,7 @@ struct BalanceLossPolicy {
         "moe::balance_loss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
         BalanceGradientRow<Real, Space>{terms.groups, terms.counts, terms.tokens, terms.divisors, terms.probability,
                                         routing.scores, work, batch.mask, terms.rule.probability,
-                                        scale * terms.rule.factor, dscores, dlogits});
+                                        scale * terms.rule.factor, to.dscores, to.dlogits});
   }
 
  private:
@@ -184,10 +185,16 @@ struct BalanceLossPolicy {
     Matrix<double, Space> counts;
     Vector<double, Space> tokens, divisors;
 
+    static BalanceRule rule_of(const Loss& loss, const Routing<Real, Space>& routing) {
+      BalanceRule rule = loss.rule(double(routing.logits.extent(1)));
+      if (routing.logit_scores) rule.probability = Probability::softmax;
+      return rule;
+    }
+
     template <class T>
     Terms(const BalanceLossPolicy& loss, Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
           const Batch<T, Space>& batch, const Routing<Real, Space>& routing)
-        : rule(static_cast<const Loss&>(loss).rule(double(routing.logits.extent(1)))),
+        : rule(rule_of(static_cast<const Loss&>(loss), routing)),
           groups(detail::groups(rule.scope, batch)),
           probability(scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1))),
           counts(scratch.template matrix<double>(groups.count, routing.logits.extent(1))),

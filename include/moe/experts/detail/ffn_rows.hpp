@@ -2,6 +2,7 @@
 /// @file
 /// ExpertFFN's elementwise kernels: one row each.
 
+#include "moe/core/activation.hpp"
 #include "moe/dispatch/plan.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -39,6 +40,7 @@ template <class Activation, class T, class Space>
 struct ActivateRow {
   DispatchPlan<Space> plan;
   Matrix<T, Space> up, hidden;
+  Activation activation;
   KOKKOS_FUNCTION void operator()(Index r) const {
     if (r >= plan.expert_offsets(plan.experts)) return;
     using Real = RouterReal<T>;
@@ -46,8 +48,8 @@ struct ActivateRow {
     const T* from = up.data() + r * Index(up.extent(1));
     T* to = hidden.data() + r * inner;
     for (Index i = 0; i < inner; ++i) {
-      const Real value = Activation::value(Real(from[i]));
-      to[i] = T(Activation::gated ? value * Real(from[i + inner]) : value);
+      const Real other = Activation::gated ? Real(from[i + inner]) : Real(1);
+      to[i] = T(activate(activation, Real(from[i]), other));
     }
   }
 };
@@ -60,6 +62,7 @@ struct PullRow {
   Vector<Real, Space> weight, dweight;  // (R), or empty: 1
   Matrix<T, Space> down_bias;           // (E, H), or empty
   Matrix<T, Space> hidden, dup;
+  Activation activation;
 
   KOKKOS_FUNCTION void operator()(Index r) const {
     if (r >= plan.expert_offsets(plan.experts)) return;
@@ -72,12 +75,13 @@ struct PullRow {
     const Real w = weighted ? weight(r) : Real(1);
     Real dot = 0;
     for (Index i = 0; i < inner; ++i) {
-      const Real x = Real(from[i]), value = Activation::value(x), slope = Activation::derivative(x);
       const Real other = Activation::gated ? Real(from[i + inner]) : Real(1);
-      h[i] = T(value * other);
-      dot += Real(dh[i]) * value * other;
-      du[i] = T(w * Real(dh[i]) * slope * other);
-      if constexpr (Activation::gated) du[i + inner] = T(w * Real(dh[i]) * value);
+      Real dgate, dother;
+      const Real value = activate(activation, Real(from[i]), other, dgate, dother);
+      h[i] = T(value);
+      dot += Real(dh[i]) * value;
+      du[i] = T(w * Real(dh[i]) * dgate);
+      if constexpr (Activation::gated) du[i + inner] = T(w * Real(dh[i]) * dother);
     }
     if (!weighted) return;
     const Index width = dy.extent(1), e = down_bias.data() == nullptr ? 0 : expert_of(plan, r);

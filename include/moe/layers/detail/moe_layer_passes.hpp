@@ -19,6 +19,9 @@ void MoELayer<Policies...>::check(const Batch<Scalar, Space>& batch) const {
                       " wide. Copy the subview into a moe::Matrix first.");
   require<ShapeError>(!batch.mask.is_allocated() || Index(batch.mask.extent(0)) == tokens,
                       "moe::MoELayer::forward: a mask of ", batch.mask.extent(0), " for ", tokens, " tokens.");
+  require<ShapeError>(!batch.draws.is_allocated() || Index(batch.draws.extent(0)) == tokens,
+                      "moe::MoELayer::forward: draws for ", batch.draws.extent(0), " tokens, but there are ", tokens,
+                      ".");
   const auto router_input = batch.for_router();
   require<ShapeError>(Index(router_input.extent(0)) == tokens && Index(router_input.extent(1)) == router_shape().hidden,
                       "moe::MoELayer::forward: the router's input has shape (", router_input.extent(0), ", ",
@@ -27,6 +30,24 @@ void MoELayer<Policies...>::check(const Batch<Scalar, Space>& batch) const {
   require<ShapeError>(Index(branch_input.extent(0)) == tokens && Index(branch_input.extent(1)) == config_.hidden,
                       "moe::MoELayer::forward: the branches' input has shape (", branch_input.extent(0), ", ",
                       branch_input.extent(1), "), expected (", tokens, ", ", config_.hidden, ").");
+}
+
+template <class... Policies>
+auto MoELayer<Policies...>::map_input(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const
+    -> Batch<Scalar, Space> {
+  Batch<Scalar, Space> mapped = batch;
+  if constexpr (has_input_map) {
+    tape.input_draws.key = {ctx.seed, ctx.step, config_.layer, Purpose::input};
+    tape.input_draws.first_token = ctx.first_token;
+    tape.input_draws.active = ctx.training;
+    tape.input_draws.given = batch.draws;
+    detail::shape(tape.mapped, "moe::mapped", batch.tokens(), batch.hidden());
+    Kokkos::parallel_for("moe::input_map", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+                         detail::JitterTokens<Scalar, Space>{batch.x, tape.mapped, tape.input_draws,
+                                                             Jitter{std::get<InputMap>(policies_).epsilon}});
+    mapped.x = tape.mapped;
+  }
+  return mapped;
 }
 
 template <class... Policies>
@@ -42,31 +63,51 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
   tape.owner = id_;
   tape.batch = batch;
   const auto& assignments = tape.routing.assignments;
+  const Index width = inner_width();
+  Matrix<const Scalar, Space> inner = batch.x;  // (T, L): what the experts see
   {
     const Stage stage("moe::dispatch");
-    dispatch(ctx, assignments, batch, config_.experts, capacity_, tape.plan);
-    if (capacity_.renormalize == Renormalize::after_drops) {
+    if constexpr (has_latent) {
+      latent().enter(ctx, batch.x, parameters.latent, tape.latent);
+      inner = tape.latent.normed;
+    }
+    dispatch(ctx, assignments, batch, config_.experts, capacity_, tape.plan, config_.layer);
+    if (capacity_.renormalize != Renormalize::never) {
       detail::shape(tape.weight, "moe::weight", assignments.bound);
-      renormalize(ctx, assignments, tape.plan, tape.weight);
+      renormalize(ctx, assignments, tape.plan, capacity_.renormalize, tape.weight);
     } else {
       tape.weight = assignments.weight;
     }
-    detail::shape(tape.rows, "moe::rows", tape.plan.rows, config_.hidden);
-    gather(ctx, batch.x, tape.plan, tape.rows);  // (R, H)
+    detail::shape(tape.rows, "moe::rows", tape.plan.rows, width);
+    gather(ctx, inner, tape.plan, tape.rows);  // (R, L)
+    if constexpr (weight_on_input) {
+      typename Context<Space>::Scratch scratch(ctx);
+      auto row_weight = scratch.template vector<Real>(tape.plan.rows);
+      const Kokkos::RangePolicy<Space> rows(ctx.space, 0, tape.plan.rows);
+      Kokkos::parallel_for("moe::row_weight", rows, detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
+      Kokkos::parallel_for("moe::weight_on_input", rows,
+                           detail::ScaleRow<Scalar, Real, Space>{tape.plan, row_weight, tape.rows});
+    }
   }
   {
     const Stage stage("moe::experts");
-    detail::shape(tape.out, "moe::out", tape.plan.rows, config_.hidden);
-    experts_.forward(ctx, tape.rows, tape.plan, parameters.experts, tape.out, tape.experts);  // (R, H)
+    detail::shape(tape.out, "moe::out", tape.plan.rows, width);
+    experts_.forward(ctx, tape.rows, tape.plan, parameters.experts, tape.out, tape.experts);  // (R, L)
   }
   {
     const Stage stage("moe::combine");
     detail::shape(tape.y, "moe::y", batch.tokens(), config_.hidden);
-    combine(ctx, Matrix<const Scalar, Space>(tape.out), Vector<const Real, Space>(tape.weight), tape.plan, tape.y);
+    const Vector<const Real, Space> weight = weight_on_input ? Vector<Real, Space>{} : tape.weight;
+    Matrix<Scalar, Space> sum = tape.y;
+    if constexpr (has_latent) sum = tape.latent.sum;
+    combine(ctx, Matrix<const Scalar, Space>(tape.out), weight, tape.plan, sum);
+    if constexpr (has_latent) latent().leave(ctx, parameters.latent, tape.latent, tape.y);
+    detail::forward_outputs<true>(Outputs{}, policies_, ctx, batch, parameters.outputs, tape.y, tape.outputs);
   }
   {
     const Stage stage("moe::branches");
     detail::forward_branches(Branches{}, policies_, ctx, batch, parameters.branches, tape.y, tape.branches);
+    detail::forward_outputs<false>(Outputs{}, policies_, ctx, batch, parameters.outputs, tape.y, tape.outputs);
   }
   const Stage stage("moe::losses");
   detail::shape(tape.losses, "moe::losses", detail::length<Losses>);
@@ -79,7 +120,7 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
 }
 
 template <class... Policies>
-auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
+auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy_given, Tape& tape,
                                  Gradients& gradients, double loss_scale) const -> Matrix<Scalar, Space> {
   detail::require<Error>(tape.owner == id_, "moe::MoELayer::backward: this tape ",
                          tape.owner == 0 ? "is empty. Run forward(ctx, x, tape) first."
@@ -88,28 +129,54 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
                          "moe::MoELayer::backward: these gradients belong to "
                          "another layer. Make them with gradients().");
   const Batch<Scalar, Space>& batch = tape.batch;
-  const Index tokens = batch.tokens(), rows = tape.plan.rows;
-  detail::require<ShapeError>(Index(dy.extent(0)) == tokens && Index(dy.extent(1)) == config_.hidden,
-                              "moe::MoELayer::backward: dy has shape (", dy.extent(0), ", ", dy.extent(1),
+  const Index tokens = batch.tokens(), rows = tape.plan.rows, width = inner_width();
+  detail::require<ShapeError>(Index(dy_given.extent(0)) == tokens && Index(dy_given.extent(1)) == config_.hidden,
+                              "moe::MoELayer::backward: dy has shape (", dy_given.extent(0), ", ", dy_given.extent(1),
                               "), expected (", tokens, ", ", config_.hidden, ").");
   using Range = Kokkos::RangePolicy<Space>;
   using Stage = Kokkos::Profiling::ScopedRegion;
+  using M = Matrix<const Scalar, Space>;
   typename Context<Space>::Scratch scratch(ctx);
   const auto& assignments = tape.routing.assignments;
   const Index bound = assignments.bound;
-  auto dout = scratch.template matrix<Scalar>(rows, config_.hidden);
-  auto drows = scratch.template matrix<Scalar>(rows, config_.hidden);
+
+  // Output policies change the gradient on its way: behind the branches for all, before them for the routed part alone.
+  auto changed = [&](M dy, auto routed) {
+    auto copy = scratch.template matrix<Scalar>(tokens, config_.hidden);
+    if (tokens != 0) Kokkos::deep_copy(ctx.space, copy, dy);
+    detail::backward_outputs<decltype(routed)::value>(Outputs{}, policies_, ctx, batch, parameters.outputs,
+                                                      tape.outputs, copy, gradients.outputs);
+    return M(copy);
+  };
+  M dy = dy_given;
+  if constexpr (detail::length < Outputs >> 0) dy = changed(dy, std::false_type{});
+  M drouted = dy;
+  if constexpr (detail::any_routed<Outputs>) drouted = changed(dy, std::true_type{});
+
+  auto dout = scratch.template matrix<Scalar>(rows, width), drows = scratch.template matrix<Scalar>(rows, width);
   auto row_weight = scratch.template vector<Real>(rows), drow_weight = scratch.template vector<Real>(rows);
-  auto dweight = scratch.template vector<Real>(bound);
   {
     const Stage stage("moe::combine");
-    gather(ctx, dy, tape.plan, dout);
+    M dsum = drouted;
+    if constexpr (has_latent) {
+      auto latent_sum = scratch.template matrix<Scalar>(tokens, width);
+      latent().leave_backward(ctx, drouted, parameters.latent, tape.latent, latent_sum, gradients.latent);
+      dsum = latent_sum;
+    }
+    gather(ctx, dsum, tape.plan, dout);
     Kokkos::parallel_for("moe::row_weight", Range(ctx.space, 0, rows),
                          detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
   }
   {
     const Stage stage("moe::experts");
-    if constexpr (requires { &Experts::template backward_weighted<Scalar, Real, Space>; }) {
+    if constexpr (weight_on_input) {
+      experts_.backward(ctx, dout, tape.plan, parameters.experts, tape.rows, tape.experts, drows, gradients.experts);
+      M inner = batch.x;
+      if constexpr (has_latent) inner = tape.latent.normed;
+      Kokkos::parallel_for(
+          "moe::weight_gradient", Range(ctx.space, 0, rows),
+          detail::InputWeightGradientRow<Scalar, Real, Space>{tape.plan, inner, row_weight, drows, drow_weight});
+    } else if constexpr (requires { &Experts::template backward_weighted<Scalar, Real, Space>; }) {
       experts_.backward_weighted(ctx, dout, row_weight, tape.plan, parameters.experts, tape.rows, tape.experts, drows,
                                  drow_weight, gradients.experts);
     } else {
@@ -119,13 +186,25 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
       experts_.backward(ctx, dout, tape.plan, parameters.experts, tape.rows, tape.experts, drows, gradients.experts);
     }
   }
+  RoutingGradients<Real, Space> of{scratch.template vector<Real>(bound),
+                                   scratch.template matrix<Real>(tokens, config_.experts),
+                                   scratch.template matrix<Real>(tokens, config_.experts),
+                                   {},
+                                   {}};
   {
     const Stage stage("moe::dispatch");
     Kokkos::parallel_for("moe::assignment_gradient", Range(ctx.space, 0, bound),
-                         detail::AssignmentGradient<Real, Space>{drow_weight, tape.plan, dweight});
-    if (capacity_.renormalize == Renormalize::after_drops) renormalize_backward(ctx, assignments, tape.plan, dweight);
+                         detail::AssignmentGradient<Real, Space>{drow_weight, tape.plan, of.dweight});
+    if (capacity_.renormalize != Renormalize::never)
+      renormalize_backward(ctx, assignments, tape.plan, capacity_.renormalize, of.dweight);
     detail::shape(tape.dx, "moe::dx", tokens, config_.hidden);
-    scatter_add(ctx, Matrix<const Scalar, Space>(drows), tape.plan, tape.dx);
+    if constexpr (has_latent) {
+      auto dinner = scratch.template matrix<Scalar>(tokens, width);
+      scatter_add(ctx, M(drows), tape.plan, dinner);
+      latent().enter_backward(ctx, dinner, batch.x, parameters.latent, tape.latent, tape.dx, gradients.latent);
+    } else {
+      scatter_add(ctx, M(drows), tape.plan, tape.dx);
+    }
   }
   // An input of its own gets its own gradient; else the gradient adds to x's.
   auto gradient_of = [&](const auto& input, Matrix<Scalar, Space>& own) {
@@ -139,19 +218,27 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
     detail::backward_branches(Branches{}, policies_, ctx, batch, dy, parameters.branches, tape.branches,
                               gradient_of(batch.branch_input, tape.dbranch_input), gradients.branches);
   }
-  auto dscores = scratch.template matrix<Real>(tokens, config_.experts);
-  auto dlogits = scratch.template matrix<Real>(tokens, config_.experts);
   {
     const Stage stage("moe::losses");
-    detail::fill(ctx.space, dscores, Real(0));
-    detail::fill(ctx.space, dlogits, Real(0));
-    detail::each_loss(Losses{}, policies_, [&](const auto& loss, Index) {
-      loss.backward(ctx, batch, tape.routing, loss_scale, dscores, dlogits);
-    });
+    detail::fill(ctx.space, of.dscores, Real(0));
+    detail::fill(ctx.space, of.dlogits, Real(0));
+    if (tape.routing.clean_logits.is_allocated()) {
+      of.dclean = scratch.template matrix<Real>(tokens, config_.experts);
+      of.ddeviation = scratch.template matrix<Real>(tokens, config_.experts);
+      detail::fill(ctx.space, of.dclean, Real(0));
+      detail::fill(ctx.space, of.ddeviation, Real(0));
+    }
+    detail::each_loss(Losses{}, policies_,
+                      [&](const auto& loss, Index) { loss.backward(ctx, batch, tape.routing, loss_scale, of); });
   }
   const Stage stage("moe::route");
-  router_.backward(ctx, batch, parameters.router, tape.routing, Vector<const Real, Space>(dweight), dscores, dlogits,
-                   gradient_of(batch.router_input, tape.drouter_input), gradients.router);
+  router_.backward(ctx, batch, parameters.router, tape.routing, of, gradient_of(batch.router_input, tape.drouter_input),
+                   gradients.router);
+  if constexpr (has_input_map) {
+    Kokkos::parallel_for("moe::input_map", Range(ctx.space, 0, tokens),
+                         detail::JitterTokens<Scalar, Space>{tape.dx, tape.dx, tape.input_draws,
+                                                             Jitter{std::get<InputMap>(policies_).epsilon}});
+  }
   return tape.dx;
 }
 

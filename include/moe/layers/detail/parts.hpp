@@ -1,6 +1,6 @@
 #pragma once
 /// @file
-/// The parts of a layer that come in any number: branches and losses.
+/// The parts of a layer that come in any number: branches, output policies and losses.
 
 #include <atomic>
 #include <string>
@@ -19,15 +19,15 @@ inline std::uint64_t next_layer_id() {
   return ++next;
 }
 
-/// The parameters of each branch, one after another; names are told apart by the branch's own `name`.
+/// The parameters of each branch or output policy, one after another; each puts its `name` before its arrays'.
 template <class Branches, class T, class Space>
-struct BranchParameters;
+struct PartParameters;
 template <class T, class Space>
-struct BranchParameters<List<>, T, Space> : NoParameters {};
+struct PartParameters<List<>, T, Space> : NoParameters {};
 template <class First, class... Rest, class T, class Space>
-struct BranchParameters<List<First, Rest...>, T, Space> {
+struct PartParameters<List<First, Rest...>, T, Space> {
   typename First::template Parameters<T, Space> first;
-  BranchParameters<List<Rest...>, T, Space> rest;
+  PartParameters<List<Rest...>, T, Space> rest;
   template <class F, class... Same>
   static void visit(F&& f, Same&... same) {
     decltype(first)::visit(Prefixed{f, First::name}, same.first...);
@@ -36,22 +36,22 @@ struct BranchParameters<List<First, Rest...>, T, Space> {
 };
 
 template <class Branches, class T, class Space>
-struct BranchSaved;
+struct PartSaved;
 template <class T, class Space>
-struct BranchSaved<List<>, T, Space> {};
+struct PartSaved<List<>, T, Space> {};
 template <class First, class... Rest, class T, class Space>
-struct BranchSaved<List<First, Rest...>, T, Space> {
+struct PartSaved<List<First, Rest...>, T, Space> {
   typename First::template Saved<T, Space> first;
-  BranchSaved<List<Rest...>, T, Space> rest;
+  PartSaved<List<Rest...>, T, Space> rest;
 };
 
 template <class Values, class Parameters>
-void allocate_branches(List<>, const Values&, const ExpertShape&, Parameters&) {}
+void allocate_parts(List<>, const Values&, const ExpertShape&, Parameters&) {}
 template <class First, class... Rest, class Values, class T, class Space>
-void allocate_branches(List<First, Rest...>, const Values& values, const ExpertShape& shape,
-                       BranchParameters<List<First, Rest...>, T, Space>& parameters) {
+void allocate_parts(List<First, Rest...>, const Values& values, const ExpertShape& shape,
+                    PartParameters<List<First, Rest...>, T, Space>& parameters) {
   parameters.first = std::get<First>(values).template parameters<T, Space>(shape);
-  allocate_branches(List<Rest...>{}, values, shape, parameters.rest);
+  allocate_parts(List<Rest...>{}, values, shape, parameters.rest);
 }
 
 template <class Values, class Context, class Batch, class Parameters, class View, class Saved>
@@ -74,6 +74,34 @@ void backward_branches(List<First, Rest...>, const Values& values, Context& ctx,
   std::get<First>(values).backward(ctx, batch, dy, parameters.first, saved.first, dx, gradients.first);
   backward_branches(List<Rest...>{}, values, ctx, batch, dy, parameters.rest, saved.rest, dx, gradients.rest);
 }
+
+/// The output policies that act on the routed sum (routed) or behind the branches (not), in order; backward in reverse.
+template <bool routed, class Values, class Context, class Batch, class Parameters, class View, class Saved>
+void forward_outputs(List<>, const Values&, Context&, const Batch&, const Parameters&, const View&, Saved&) {}
+template <bool routed, class First, class... Rest, class Values, class Context, class Batch, class Parameters,
+          class View, class Saved>
+void forward_outputs(List<First, Rest...>, const Values& values, Context& ctx, const Batch& batch,
+                     const Parameters& parameters, const View& y, Saved& saved) {
+  if constexpr (First::routed == routed) std::get<First>(values).forward(ctx, batch, parameters.first, y, saved.first);
+  forward_outputs<routed>(List<Rest...>{}, values, ctx, batch, parameters.rest, y, saved.rest);
+}
+
+template <bool routed, class Values, class Context, class Batch, class Parameters, class Saved, class View>
+void backward_outputs(List<>, const Values&, Context&, const Batch&, const Parameters&, const Saved&, const View&,
+                      Parameters&) {}
+template <bool routed, class First, class... Rest, class Values, class Context, class Batch, class Parameters,
+          class Saved, class View>
+void backward_outputs(List<First, Rest...>, const Values& values, Context& ctx, const Batch& batch,
+                      const Parameters& parameters, const Saved& saved, const View& dy, Parameters& gradients) {
+  backward_outputs<routed>(List<Rest...>{}, values, ctx, batch, parameters.rest, saved.rest, dy, gradients.rest);
+  if constexpr (First::routed == routed)
+    std::get<First>(values).backward(ctx, batch, parameters.first, saved.first, dy, gradients.first);
+}
+
+template <class L>
+inline constexpr bool any_routed = false;
+template <class... Ts>
+inline constexpr bool any_routed<List<Ts...>> = (Ts::routed || ...);
 
 /// Runs f(loss, number) for each loss.
 template <class Values, class F>
