@@ -150,11 +150,12 @@ Table table(const json& rows) {
 
 Table thin_out(const Table& rows, std::size_t count) {
   if (rows.size() <= count) return rows;
-  Table out(count, std::vector<double>(rows.front().size(), 0.0));
+  Table out;
   for (std::size_t bucket = 0; bucket < count; ++bucket) {
     const std::size_t begin = rows.size() * bucket / count, end = rows.size() * (bucket + 1) / count;
+    std::vector<double>& mean = out.emplace_back(rows.front().size(), 0.0);
     for (std::size_t r = begin; r < end; ++r) {
-      for (std::size_t c = 0; c < rows[r].size(); ++c) out[bucket][c] += rows[r][c] / double(end - begin);
+      for (std::size_t c = 0; c < rows[r].size(); ++c) mean[c] += rows[r][c] / double(end - begin);
     }
   }
   return out;
