@@ -55,7 +55,7 @@ struct Filter<Kind, List<Kept...>, First, Rest...>
 
 /// The position that a policy of a chain asks for: `static constexpr int order` of -1, 0 or 1; 0 where it does not say.
 template <class P>
-constexpr int order_of() {
+KOKKOS_FUNCTION constexpr int order_of() {
   if constexpr (requires { P::order; }) {
     return P::order;
   } else {
