@@ -129,7 +129,11 @@ Index check_router(const Router& router, Index experts, const Tokens<double>& to
     return sum;
   };
   const auto dweight = random<moe::Vector<double, Space>>(41, routing.assignments.bound);
-  for (std::size_t a = 0; a < dweight.size(); ++a) dweight(a) *= chosen(a) != moe::no_expert;
+  for (std::size_t a = 0; a < dweight.size(); ++a) {
+    if (chosen(a) != moe::no_expert) continue;
+    dweight(a) = 0;
+    CHECK(routing.assignments.weight(a) == 0);  // a choice that was not made
+  }
   const M dscores = part(42), dlogits = part(43), dclean = part(44), ddeviation = part(45);
   bool flipped = false;
   const auto value = [&] {

@@ -74,6 +74,7 @@ TEST_CASE("Product keys refuse numbers of experts that are no square, and odd wi
 
 TEST_CASE("Hierarchical logits pass the gradient check") {
   check_source<moe::HierarchicalLogits>();
+  check_all<moe::HierarchicalLogits, moe::Sigmoid>(false);
 }
 
 /// exp(z_e) / sum exp(z_i) over [first, last), for z = W x.
@@ -208,6 +209,34 @@ TEST_CASE("Maps in a chain pass the gradient check, in any order and beside jitt
   check_all<moe::NoisyLogits, moe::SoftCap, moe::GumbelNoise, moe::LogitScale>(true, moe::SoftCap{0.8});
 }
 
+/// What a user writes for a map of one's own; logits depend on each other.
+struct LessMean {
+  using policy = moe::kind::row_map;
+  static constexpr moe::MapPlace place = moe::MapPlace::logits;
+
+  template <class Real>
+  KOKKOS_FUNCTION static Real part(Index e) {
+    return Real(e + 1) / 2;
+  }
+  template <class Real>
+  KOKKOS_FUNCTION void apply(const moe::Team& team, moe::Row<Real> row, const moe::RowRandom&) const {
+    const Real mean = team.sum<Real>(row.size, [&](Index e) { return row[e]; }) / Real(row.size);
+    team.each(row.size, [&](Index e) { row[e] -= part<Real>(e) * mean; });
+  }
+  template <class Real>
+  KOKKOS_FUNCTION void pullback(const moe::Team& team, moe::Row<const Real>, moe::Row<Real> gradient,
+                                const moe::RowRandom&) const {
+    const Real sum = team.sum<Real>(gradient.size, [&](Index e) { return part<Real>(e) * gradient[e]; });
+    team.each(gradient.size, [&](Index e) { gradient[e] -= sum / Real(gradient.size); });
+  }
+};
+
+TEST_CASE("A map of one's own passes the gradient check among others") {
+  check_all<LessMean>(false);
+  check_all<moe::SoftCap, LessMean, moe::LogitScale>(false, moe::SoftCap{0.8}, moe::LogitScale{1.7});
+  check_all<LessMean, moe::LogitScale, moe::SoftCap>(false, moe::SoftCap{0.8}, moe::LogitScale{1.7});
+}
+
 TEST_CASE("Maps act in the order of the router's arguments") {
   moe::Matrix<double, Space> logits("logits", 1, 2);
   logits(0, 0) = 0.3;
@@ -294,6 +323,20 @@ TEST_CASE("Weightings pass over choices not made: a threshold") {
   check_ragged<moe::Threshold, moe::Identity, moe::SigmoidOfChosen, moe::PerExpertScale>(above);
   check_ragged<moe::Threshold, moe::Identity, moe::SoftmaxOfChosen, moe::NormalizeLp>(above, moe::NormalizeLp{2});
   check_ragged<moe::Threshold, moe::Softmax, moe::NormalizeMax>(above, moe::NormalizeMax{0.4});
+}
+
+TEST_CASE("Skipped choices have no gradient of their own but move the others' weights") {
+  using Router = moe::Router<moe::Softmax, moe::TopK<3>, moe::NormalizeSum, moe::DynamicSkip>;
+  LayerOf<Router> layer(config, Router{moe::DynamicSkip{0.6}}, moe::RouterZLoss{0.3}, moe::Seed{3});
+  const auto tokens = padded();
+  check_layer(layer, tokens);
+  moe::Context<Space> ctx;
+  LayerOf<Router>::Tape tape;
+  layer.forward(ctx, tokens.batch, tape);
+  const auto report = moe::load_report(tape);
+  CHECK(report.assignments() == 3 * (token_count - 3));
+  CHECK(report.dropped() > 0);
+  CHECK(report.dropped() < report.assignments() / 2);
 }
 
 TEST_CASE("SparseMixer's gradient in evaluation is its weight's") {
