@@ -1,0 +1,176 @@
+// bench_layer: a whole layer's forward pass on the host, beside what the machine could do at best.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <moe/moe.hpp>
+#include <nlohmann/json.hpp>
+
+#include "limits.hpp"
+#include "stages.hpp"
+
+namespace {
+
+using moe::Index;
+using Space = Kokkos::DefaultHostExecutionSpace;
+
+/// Sizes as the papers' models have them, divided so that a laptop holds them.
+struct Shape {
+  std::string router;  // mixtral, deepseek-v2, deepseek-v3 or switch
+  Index hidden, intermediate, experts, top_k, shared, groups, kept_groups;
+
+  Index matrices() const { return router == "switch" ? 2 : 3; }
+  double flops(Index tokens) const {
+    return 2.0 * double(matrices() * hidden * intermediate * (top_k + shared) * tokens);
+  }
+  double expert_bytes() const { return double(matrices() * hidden * intermediate) * sizeof(float); }
+};
+
+const std::map<std::string, Shape> shapes{{"mixtral-s", {"mixtral", 1024, 3584, 8, 2, 0, 1, 1}},
+                                          {"dsmoe-s", {"deepseek-v2", 1024, 704, 64, 6, 2, 1, 1}},
+                                          {"dsv3-s", {"deepseek-v3", 1792, 512, 256, 8, 1, 8, 4}},
+                                          {"switch", {"switch", 768, 3072, 8, 1, 0, 1, 1}}};
+
+struct Options {
+  std::string name = "dsmoe-s", dtype = "f32";
+  std::vector<Index> tokens{512, 2048};
+  double skew = 0;
+  int repeats = 7;
+  bool json = false;
+};
+
+/// Times one layer at each number of tokens.
+template <class Layer>
+void time(const Shape& shape, const Options& options, Layer& layer) {
+  const Space space{};
+  // The first input is 1 for every token, so that the router's first column is a bias: popularity by rank.
+  auto& router = layer.parameters.router.weight;
+  for (Index e = 0; e < shape.experts; ++e) router(e, 0) = float(-options.skew * std::log(double(e + 1)));
+
+  for (Index tokens : options.tokens) {
+    moe::Matrix<float, Space> x("x", tokens, shape.hidden);
+    moe::fill_normal(space, x, moe::Seed{1});
+    for (Index t = 0; t < tokens; ++t) x(t, 0) = 1;
+    moe::Context<Space> ctx;
+    ctx.training = false;
+    typename Layer::Tape tape;
+    layer.forward(ctx, x, tape);
+    const bench::Limits before = bench::Limits::measure();
+    text::Stages::reset();
+    std::vector<double> times;
+    for (int r = 0; r < options.repeats; ++r) {
+      const double start = bench::now();
+      layer.forward(ctx, x, tape);
+      times.push_back(bench::now() - start);
+    }
+    const auto shares = text::Stages::shares();
+    const bench::Limits after = bench::Limits::measure();
+    std::sort(times.begin(), times.end());
+
+    const moe::LoadReport load = moe::load_report(tape);
+    const double touched =
+        double(std::count_if(load.kept.begin(), load.kept.end(), [](Index n) { return n > 0; }) + shape.shared) *
+        shape.expert_bytes();
+    const double best = times.front(), median = times[times.size() / 2], flops = shape.flops(tokens);
+    const double gflops = std::max(before.gflops, after.gflops), gbs = std::max(before.gbs, after.gbs);
+    const double bound = std::max(flops / gflops, touched / gbs) * 1e-9;
+    if (options.json) {
+      nlohmann::json line{{"impl", "moe"},
+                          {"shape", options.name},
+                          {"dtype", options.dtype},
+                          {"threads", space.concurrency()},
+                          {"T", tokens},
+                          {"min_s", best},
+                          {"med_s", median},
+                          {"gflops", flops / best * 1e-9},
+                          {"gbs", touched / best * 1e-9},
+                          {"bound_share", bound / best},
+                          {"peak_gflops", gflops},
+                          {"peak_gbs", gbs},
+                          {"maximum_violation", load.maximum_violation()},
+                          {"stages", shares}};
+      fmt::print("{}\n", line.dump());
+    } else {
+      fmt::print("{:>6} {:>9.3f} {:>9.3f} {:>9.1f} {:>7.1f} {:>8.1f}%  ", tokens, best * 1e3, median * 1e3,
+                 flops / best * 1e-9, touched / best * 1e-9, 100 * bound / best);
+      for (const auto& [stage, share] : shares) {
+        if (share >= 0.005) fmt::print(" {} {:.0f}%", stage, 100 * share);
+      }
+      fmt::print("\n");
+    }
+    std::fflush(stdout);
+  }
+}
+
+template <class Router, class Experts, class... More, class... Values>
+void run(const Shape& shape, const Options& options, const Router& router, const Values&... values) {
+  moe::MoEConfig config{.hidden = shape.hidden, .intermediate = shape.intermediate, .experts = shape.experts};
+  moe::MoELayer<Router, Experts, moe::On<Space>, More...> layer(config, router, values..., moe::Seed{2});
+  if (!options.json) {
+    const bench::Limits limits = bench::Limits::measure();
+    fmt::print(
+        "{}: hidden {}, intermediate {}, {} experts, {} a token, {} shared; {} threads; {:.0f} GFLOP/s, {:.1f} GB/s\n",
+        options.name, shape.hidden, shape.intermediate, shape.experts, shape.top_k, shape.shared, Space().concurrency(),
+        limits.gflops, limits.gbs);
+    fmt::print("{:>6} {:>9} {:>9} {:>9} {:>7} {:>9}  time by stage\n", "tokens", "min ms", "median", "GFLOP/s", "GB/s",
+               "of bound");
+  }
+  time(shape, options, layer);
+}
+
+void run(const Shape& shape, const Options& options) {
+  using moe::NormalizeSum;
+  using moe::TopK;
+  using SwiGLU = moe::ExpertFFN<moe::SwiGLU>;
+  const TopK<> top{int(shape.top_k)};
+  moe::SharedExperts<1> shared;
+  shared.intermediate = std::max<Index>(shape.shared, 1) * shape.intermediate;
+  if (shape.router == "mixtral") {
+    using Router = moe::Router<moe::Softmax, TopK<>, NormalizeSum>;
+    run<Router, SwiGLU>(shape, options, Router{top});
+  } else if (shape.router == "deepseek-v2") {
+    using Router = moe::Router<moe::Softmax, TopK<>>;
+    run<Router, SwiGLU, moe::SharedExperts<1>>(shape, options, Router{top}, shared);
+  } else if (shape.router == "deepseek-v3") {
+    using Groups = moe::GroupLimit<0, 0, moe::BestTwo>;
+    using Router = moe::Router<moe::Sigmoid, TopK<>, Groups, moe::BiasBalancer, NormalizeSum, moe::Scale>;
+    Groups groups;
+    groups.groups = int(shape.groups);
+    groups.kept = int(shape.kept_groups);
+    run<Router, SwiGLU, moe::SharedExperts<1>>(shape, options, Router{top, groups, moe::Scale{2.5}}, shared);
+  } else {
+    using Router = moe::Router<moe::Softmax, TopK<>>;
+    run<Router, moe::ExpertFFN<moe::ReLU>>(shape, options, Router{top});
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  Shape own{"deepseek-v2", 0, 0, 0, 2, 1, 1, 1};
+  CLI::App app{"Times a layer's forward pass: router, dispatch, experts, combine and shared experts."};
+  app.option_defaults()->always_capture_default();
+  auto* name = app.add_option("--shape", options.name, "sizes of a published model, divided")
+                   ->check(CLI::IsMember({"mixtral-s", "dsmoe-s", "dsv3-s", "switch"}));
+  auto* hidden = app.add_option("--hidden", own.hidden, "sizes of your own, with a softmax router")->excludes(name);
+  app.add_option("--intermediate", own.intermediate, "of one expert")->needs(hidden);
+  app.add_option("--experts", own.experts, "number of experts")->needs(hidden);
+  app.add_option("--top-k", own.top_k, "experts a token")->needs(hidden);
+  app.add_option("--shared", own.shared, "shared experts, at least 1")->needs(hidden)->check(CLI::PositiveNumber);
+  app.add_option("--tokens", options.tokens, "numbers of tokens")->delimiter(',')->check(CLI::PositiveNumber);
+  app.add_option("--dtype", options.dtype, "type of weights and tokens")->check(CLI::IsMember({"f32"}));
+  app.add_option("--skew", options.skew, "exponent of the experts' popularity by rank: 0 even, 1 Zipf's");
+  app.add_option("--repeats", options.repeats, "timed passes")->check(CLI::PositiveNumber);
+  app.add_flag("--json", options.json, "one line a measurement");
+  CLI11_PARSE(app, argc, argv);
+  Kokkos::ScopeGuard kokkos(argc, argv);
+  try {
+    if (hidden->count() > 0) options.name = "own";
+    text::Stages::watch();
+    run(hidden->count() > 0 ? own : shapes.at(options.name), options);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 1;
+  }
+}
