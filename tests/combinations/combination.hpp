@@ -16,7 +16,6 @@ using Space = Kokkos::DefaultHostExecutionSpace;
 using moe::Index;
 using Matrix = moe::Matrix<double, Space>;
 using Vector = moe::Vector<double, Space>;
-using Row = moe::Vector<double, Space>;
 
 inline constexpr Index tokens = 10, hidden = 5, experts = 8;
 

@@ -30,7 +30,6 @@ struct NoLatent {
   template <class, class>
   struct Saved {};
 };
-struct WeightOnOutput {};
 
 /// to = from * the token's jitter; also the pullback, in place.
 template <class T, class Space>

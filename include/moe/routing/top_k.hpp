@@ -17,10 +17,11 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// The expert of the largest key above `floor`, the lowest of equals, or no_expert.
+/// The expert of the largest key, the lowest of equals, or no_expert where all are -infinity.
 template <class Real>
-KOKKOS_FUNCTION ExpertId best_expert(Row<const Real> key, Real floor = -Kokkos::Experimental::infinity_v<Real>) {
+KOKKOS_FUNCTION ExpertId best_expert(Row<const Real> key) {
   ExpertId best = no_expert;
+  Real floor = -Kokkos::Experimental::infinity_v<Real>;
   for (Index e = 0; e < key.size; ++e) {
     if (key[e] > floor) {
       best = ExpertId(e);
@@ -87,7 +88,8 @@ struct TopP {
       const ExpertId best = detail::best_expert(Row<const Real>{key.data, key.size});
       if (best == no_expert) continue;
       total += key[best];
-      chosen[i] = detail::take_best(key);
+      key[best] = -Kokkos::Experimental::infinity_v<Real>;
+      chosen[i] = best;
     }
   }
 };
@@ -114,7 +116,8 @@ struct Threshold {
     for (Index i = 0; i < chosen.size; ++i) {
       const ExpertId best = detail::best_expert(Row<const Real>{key.data, key.size});
       const bool wanted = best != no_expert && (i < floor || key[best] > Real(threshold));
-      chosen[i] = wanted ? detail::take_best(key) : no_expert;
+      chosen[i] = wanted ? best : no_expert;
+      if (wanted) key[best] = -Kokkos::Experimental::infinity_v<Real>;
     }
   }
 };
