@@ -56,6 +56,7 @@
 
 // All of it as one object, and published compositions
 #include "moe/layers/moe_layer.hpp"
+#include "moe/layers/packed.hpp"
 #include "moe/models/deepseek.hpp"
 #include "moe/models/gshard.hpp"
 #include "moe/models/mixtral.hpp"

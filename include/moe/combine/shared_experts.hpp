@@ -140,14 +140,21 @@ struct SharedExperts {
     saved.every.reshape(ctx.space, tokens);
     detail::shape(saved.out, "moe::shared_out", tokens, batch.hidden());
     FFN{activation}.forward(ctx, x, saved.every.plan, p.ffn, saved.out, saved.ffn);
-    if constexpr (has_gate) {
-      detail::shape(saved.input, "moe::shared_input", tokens, batch.hidden());
-      detail::shape(saved.gate, "moe::shared_gate", tokens, 1);
-      run(ctx, tokens, detail::ConvertRow<T, Space>{x, saved.input});
-      kernels::dense_forward<Real, Space>(ctx.space, saved.input, p.gate, saved.gate);
-      run(ctx, tokens, detail::GateSigmoid<Real, Space>{saved.gate});
-    }
+    if constexpr (has_gate) gates(ctx, Matrix<const T, Space>(x), p.gate, saved.input, saved.gate);
     run(ctx, tokens, detail::AddBranchRow<T, Real, Space>{saved.out, gate(saved), batch.mask, y});
+  }
+
+  /// gate (T, 1): the sigmoid of x times the gate's weight; input (T, H) is x in the router's precision.
+  template <class T, class Space>
+  static void gates(Context<Space>& ctx, const Matrix<const T, Space>& x, const Matrix<RouterReal<T>, Space>& weight,
+                    Matrix<RouterReal<T>, Space>& input, Matrix<RouterReal<T>, Space>& gate) {
+    using Real = RouterReal<T>;
+    const Index tokens = x.extent(0);
+    detail::shape(input, "moe::shared_input", tokens, x.extent(1));
+    detail::shape(gate, "moe::shared_gate", tokens, 1);
+    run(ctx, tokens, detail::ConvertRow<T, Space>{x, input});
+    kernels::dense_forward<Real, Space>(ctx.space, input, weight, gate);
+    run(ctx, tokens, detail::GateSigmoid<Real, Space>{gate});
   }
 
   /// Adds to dx (T, H) and into gradients.

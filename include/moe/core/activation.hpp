@@ -6,6 +6,7 @@
 /// gated one (hidden = value(gate) * up; Shazeer 2020, "GLU variants improve transformer") says `gated = true`. One
 /// that treats `up` too has `value(gate, up)` and `gradient(gate, up, dgate, dup)`, which sets the two slopes.
 
+#include "moe/core/exp.hpp"
 #include "moe/core/types.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -78,7 +79,7 @@ struct GELU {
   template <class Real>
   KOKKOS_FUNCTION static Real derivative(Real x) {
     return Real(0.5) * (Real(1) + Kokkos::erf(x * Real(0.7071067811865476))) +
-           x * Real(0.3989422804014327) * Kokkos::exp(Real(-0.5) * x * x);
+           x * Real(0.3989422804014327) * detail::exp(Real(-0.5) * x * x);
   }
 };
 
@@ -88,18 +89,18 @@ struct GELUTanh {
   static constexpr bool gated = false;
   template <class Real>
   KOKKOS_FUNCTION static Real value(Real x) {
-    return Real(0.5) * x * (Real(1) + tanh_of(x));
+    return x / (Real(1) + detail::exp(Real(-2) * inner(x)));  // (1 + tanh(u)) / 2 is the sigmoid of 2u
   }
   template <class Real>
   KOKKOS_FUNCTION static Real derivative(Real x) {
-    const Real t = tanh_of(x), inner = Real(0.7978845608028654) * (Real(1) + Real(3 * 0.044715) * x * x);
-    return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * inner;
+    const Real s = Real(1) / (Real(1) + detail::exp(Real(-2) * inner(x)));
+    return s + Real(2) * x * s * (Real(1) - s) * Real(0.7978845608028654) * (Real(1) + Real(3 * 0.044715) * x * x);
   }
 
  private:
   template <class Real>
-  KOKKOS_FUNCTION static Real tanh_of(Real x) {
-    return Kokkos::tanh(Real(0.7978845608028654) * (x + Real(0.044715) * x * x * x));
+  KOKKOS_FUNCTION static Real inner(Real x) {
+    return Real(0.7978845608028654) * (x + Real(0.044715) * x * x * x);
   }
 };
 
@@ -109,11 +110,11 @@ struct SiLU {
   static constexpr bool gated = false;
   template <class Real>
   KOKKOS_FUNCTION static Real value(Real x) {
-    return x / (Real(1) + Kokkos::exp(-x));
+    return x / (Real(1) + detail::exp(-x));
   }
   template <class Real>
   KOKKOS_FUNCTION static Real derivative(Real x) {
-    const Real s = Real(1) / (Real(1) + Kokkos::exp(-x));
+    const Real s = Real(1) / (Real(1) + detail::exp(-x));
     return s * (Real(1) + x * (Real(1) - s));
   }
 };
@@ -153,7 +154,7 @@ struct ClampedSwiGLU {
   }
   template <class Real>
   KOKKOS_FUNCTION Real sigmoid(Real g) const {
-    return Real(1) / (Real(1) + Kokkos::exp(-Real(alpha) * g));
+    return Real(1) / (Real(1) + detail::exp(-Real(alpha) * g));
   }
 };
 

@@ -66,6 +66,10 @@ class MoELayer {
   static constexpr bool has_input_map = !std::is_same_v<InputMap, detail::NoInputMap>;
   static constexpr bool weight_on_input = detail::count_kind<kind::weight_place, Policies...> != 0;
   using Losses = typename detail::Filter<kind::loss, detail::List<>, Policies...>::type;
+  /// Do the experts gather their rows and weigh their sum themselves?
+  static constexpr bool combines_itself = !weight_on_input && requires {
+    &Experts::template forward_combined<Scalar, Real, Space>;
+  };
 
   /// All trained arrays, under the names "router.*", "experts.*", "shared_experts.*". Also the type of gradients.
   struct Parameters {
@@ -178,6 +182,19 @@ class MoELayer {
   template <class P>
   P& get() {
     return std::get<P>(policies_);
+  }
+  /// The value of any of its policies, to read.
+  template <class P>
+  const P& value() const {
+    if constexpr (std::is_same_v<P, Router>) {
+      return router_;
+    } else if constexpr (std::is_same_v<P, Capacity>) {
+      return capacity_;
+    } else if constexpr (std::is_same_v<P, Experts>) {
+      return experts_;
+    } else {
+      return std::get<P>(policies_);
+    }
   }
 
   /// Fresh gradients, zero.
@@ -299,6 +316,12 @@ class MoELayer {
   Index inner_width() const {
     if constexpr (has_latent) return latent().width;
     return config_.hidden;
+  }
+
+  /// Where the experts' weighted sum goes.
+  static Matrix<Scalar, Space> sum_of(const Tape& tape) {
+    if constexpr (has_latent) return tape.latent.sum;
+    return tape.y;
   }
 
   void check(const Batch<Scalar, Space>& batch) const;

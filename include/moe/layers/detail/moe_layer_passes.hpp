@@ -78,8 +78,10 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
     } else {
       tape.weight = assignments.weight;
     }
-    detail::shape(tape.rows, "moe::rows", tape.plan.rows, width);
-    gather(ctx, inner, tape.plan, tape.rows);  // (R, L)
+    if constexpr (!combines_itself) {
+      detail::shape(tape.rows, "moe::rows", tape.plan.rows, width);
+      gather(ctx, inner, tape.plan, tape.rows);  // (R, L)
+    }
     if constexpr (weight_on_input) {
       typename Context<Space>::Scratch scratch(ctx);
       auto row_weight = scratch.template vector<Real>(tape.plan.rows);
@@ -91,16 +93,20 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
   }
   {
     const Stage stage("moe::experts");
-    detail::shape(tape.out, "moe::out", tape.plan.rows, width);
-    experts_.forward(ctx, tape.rows, tape.plan, parameters.experts, tape.out, tape.experts);  // (R, L)
+    detail::shape(tape.y, "moe::y", batch.tokens(), config_.hidden);
+    if constexpr (combines_itself) {
+      experts_.forward_combined(ctx, inner, Vector<const Real, Space>(tape.weight), tape.plan, parameters.experts,
+                                sum_of(tape), tape.experts);
+    } else {
+      detail::shape(tape.out, "moe::out", tape.plan.rows, width);
+      experts_.forward(ctx, tape.rows, tape.plan, parameters.experts, tape.out, tape.experts);  // (R, L)
+    }
   }
   {
     const Stage stage("moe::combine");
-    detail::shape(tape.y, "moe::y", batch.tokens(), config_.hidden);
     const Vector<const Real, Space> weight = weight_on_input ? Vector<Real, Space>{} : tape.weight;
-    Matrix<Scalar, Space> sum = tape.y;
-    if constexpr (has_latent) sum = tape.latent.sum;
-    combine(ctx, Matrix<const Scalar, Space>(tape.out), weight, tape.plan, sum);
+    if constexpr (!combines_itself)
+      combine(ctx, Matrix<const Scalar, Space>(tape.out), weight, tape.plan, sum_of(tape));
     if constexpr (has_latent) latent().leave(ctx, parameters.latent, tape.latent, tape.y);
     detail::forward_outputs<true>(Outputs{}, policies_, ctx, batch, parameters.outputs, tape.y, tape.outputs);
   }

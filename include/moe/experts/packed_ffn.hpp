@@ -1,0 +1,167 @@
+#pragma once
+/// @file
+/// `PackedFFN`: the experts of `ExpertFFN` for inference on hosts, their weights laid out for the kernels. `moe::pack`
+/// makes them.
+
+#include "moe/core/bfloat16.hpp"
+#include "moe/experts/ffn.hpp"
+#include "moe/kernels/packed_ffn.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// to = T(from), or T(to + from).
+template <class T, class Space, bool add>
+struct NarrowRow {
+  Matrix<float, Space> from;
+  Matrix<T, Space> to;
+  KOKKOS_FUNCTION void operator()(Index r) const {
+    const Index width = to.extent(1);
+    const float* in = from.data() + r * width;
+    T* out = to.data() + r * width;
+    for (Index i = 0; i < width; ++i) out[i] = T(add ? float(out[i]) + in[i] : in[i]);
+  }
+};
+
+/// Runs `call` with a sum in f32 that ends in y (R, H): y itself where it is float, else a scratch array.
+template <bool add, class T, class Activation, class Space>
+void packed_ffn(Context<Space>& ctx, kernels::PackedFFNCall<T, Activation>& call, const Matrix<T, Space>& y,
+                kernels::PackedWorkspace& work) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (!add) fill(ctx.space, y, 0.0f);
+    call.y = y.data();
+    kernels::packed_ffn(ctx.space, call, work);
+  } else {
+    typename Context<Space>::Scratch scratch(ctx);
+    auto sum = scratch.template matrix<float>(y.extent(0), y.extent(1));
+    fill(ctx.space, sum, 0.0f);
+    call.y = sum.data();
+    kernels::packed_ffn(ctx.space, call, work);
+    Kokkos::parallel_for("moe::PackedFFN::narrow", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(y.extent(0))),
+                         NarrowRow<T, Space, add>{sum, y});
+  }
+}
+
+}  // namespace detail
+
+/// ExpertFFN<Activation, BiasChoice> with packed weights, in float or bfloat16; sums are f32. It has no backward: train
+/// the layer that was packed.
+template <class Activation = SwiGLU, class BiasChoice = NoBias>
+struct PackedFFN {
+  using policy = kind::experts;
+  using Unpacked = ExpertFFN<Activation, BiasChoice>;
+  static constexpr bool gated = Activation::gated, biased = Unpacked::biased;
+  Activation activation{};
+
+  template <class T, class Space>
+  struct Parameters {
+    static_assert(on_host<Space>,
+                  "moe::PackedFFN: packed weights are for host spaces. Give the layer On<a host space>.");
+    static_assert(std::is_same_v<T, float> || std::is_same_v<T, bfloat16>,
+                  "moe::PackedFFN: packed weights are float or moe::bfloat16; say which: moe::pack<float>(layer).");
+    kernels::PackedWeights<T> up;    ///< (E, I or 2I, H)
+    kernels::PackedWeights<T> down;  ///< (E, H, I)
+    Matrix<float, Space> up_bias;    ///< (E, columns of up) in their order, where biased
+    Matrix<float, Space> down_bias;  ///< (E, columns of down), where biased
+
+    /// Packed weights are not visited: save and change the layer that was packed.
+    template <class F, class... Same>
+    static void visit(F&&, Same&...) {}
+
+    /// Takes the weights of `from`.
+    template <class From>
+    void assign(const Space& space, const typename Unpacked::template Parameters<From, Space>& from) {
+      kernels::pack<gated>(space, from.up, up);
+      kernels::pack<false>(space, from.down, down);
+      if constexpr (biased) {
+        for (Index e = 0; e < up.experts; ++e) {
+          for (Index i = 0; i < Index(from.up_bias.extent(1)); ++i)
+            up_bias(e, column_of(i, from.up_bias.extent(1))) = float(from.up_bias(e, i));
+          for (Index i = 0; i < Index(from.down_bias.extent(1)); ++i) down_bias(e, i) = float(from.down_bias(e, i));
+        }
+      }
+    }
+
+   private:
+    static Index column_of(Index row, Index rows) {
+      if constexpr (!gated) return row;
+      const Index half = rows / 2, i = row % half;
+      return i / 16 * 32 + i % 16 + (row < half ? 0 : 16);
+    }
+  };
+
+  template <class, class>
+  struct Saved {
+    kernels::PackedWorkspace work;
+  };
+
+  template <class T, class Space>
+  Parameters<T, Space> parameters(const ExpertShape& shape) const {
+    detail::require<ConfigError>(shape.experts > 0 && shape.hidden > 0 && shape.intermediate > 0,
+                                 "moe::PackedFFN: ", shape.experts, " experts, hidden ", shape.hidden,
+                                 ", intermediate ", shape.intermediate, "; all must be positive.");
+    Parameters<T, Space> p;
+    // Gate and up take 16 columns each of a pair of panels, so both are padded to a multiple of 32.
+    const Index inner = (shape.intermediate + 31) / 32 * 32;
+    p.up = kernels::PackedWeights<T>(shape.experts, (gated ? 2 : 1) * inner, shape.hidden);
+    p.down = kernels::PackedWeights<T>(shape.experts, shape.hidden, shape.intermediate);
+    if constexpr (biased) {
+      p.up_bias = Matrix<float, Space>("moe::up_proj_bias", shape.experts, p.up.columns);
+      p.down_bias = Matrix<float, Space>("moe::down_proj_bias", shape.experts, p.down.columns);
+    }
+    return p;
+  }
+
+  /// rows (R, H) to out (R, H), sorted by expert as `plan` says.
+  template <class T, class Space>
+  void forward(Context<Space>& ctx, const Matrix<T, Space>& rows, const DispatchPlan<Space>& plan,
+               const Parameters<T, Space>& p, const Matrix<T, Space>& out, Saved<T, Space>& saved) const {
+    auto call = arguments(rows.data(), Index(rows.extent(1)), plan, p);
+    detail::packed_ffn<false>(ctx, call, out, saved.work);
+  }
+
+  /// The same from tokens to tokens: y(t) = the sum of weight * FFN(x(t)) over t's rows. x, y (T, H), weight (A).
+  template <class T, class Real, class Space>
+  void forward_combined(Context<Space>& ctx, const Matrix<const T, Space>& x, const Vector<const Real, Space>& weight,
+                        const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& y,
+                        Saved<T, Space>& saved) const {
+    auto call = arguments(x.data(), Index(x.extent(1)), plan, p);
+    call.row_token = plan.row_token.data();
+    call.row_assignment = plan.row_assignment.data();
+    call.weight = weight.data();
+    detail::packed_ffn<false>(ctx, call, y, saved.work);
+  }
+
+  /// y(t) += weight(t) * FFN_0(x(t)) for every t of one expert, but where row_token(t) is -1. Null pointers: 1, and
+  /// all.
+  template <class T, class Space>
+  void add_all(Context<Space>& ctx, const Matrix<const T, Space>& x, const float* weight, const Index* row_token,
+               const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& y,
+               Saved<T, Space>& saved) const {
+    auto call = arguments(x.data(), Index(x.extent(1)), plan, p);
+    call.row_token = row_token;
+    call.weight = weight;
+    detail::packed_ffn<true>(ctx, call, y, saved.work);
+  }
+
+ private:
+  template <class T, class Space>
+  kernels::PackedFFNCall<T, Activation> arguments(const T* x, Index hidden, const DispatchPlan<Space>& plan,
+                                                  const Parameters<T, Space>& p) const {
+    return {x,
+            hidden,
+            plan.expert_offsets.data(),
+            nullptr,
+            nullptr,
+            nullptr,
+            p.up,
+            p.down,
+            biased ? p.up_bias.data() : nullptr,
+            biased ? p.down_bias.data() : nullptr,
+            activation,
+            nullptr};
+  }
+};
+
+MOE_NAMESPACE_END

@@ -1,0 +1,307 @@
+#pragma once
+/// @file
+/// All experts' feed-forward networks in one go: rows gathered, gate and up, activation, down, weighted sum.
+///
+/// An expert's rows are cut into chunks. Each chunk has two stages: `up` fills the chunk's hidden values, `down` adds
+/// their product to the output. Both are cut into units of columns, and threads take units from one queue in order, a
+/// chunk's `down` shortly behind its `up`, so that uneven loads balance, and hidden values never leave the caches. A
+/// thread waits only for units taken earlier, so the queue cannot lock. For each column of the output, chunks are added
+/// in order: the same bits for any number of threads, and any size of chunks.
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "moe/core/activation.hpp"
+#include "moe/kernels/cpu/micro_kernels.hpp"
+#include "moe/kernels/cpu/panels.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+namespace kernels::cpu {
+
+/// Arguments of one call. T: float or bfloat16.
+template <class T, class Activation>
+struct ExpertFFN {
+  const T* x;                   // (., hidden) rows of
+  Index hidden;                 // H, of x and y
+  const Index* offsets;         // (E+1) rows of each expert
+  const Index* row_token;       // (R) the row of x and y, -1: none; null: row r itself
+  const Index* row_assignment;  // (R) index into weight; null: row r itself
+  const float* weight;          // what a row's result is multiplied by, or null: 1
+  Panels<T> up, down;
+  const float* up_bias;    // (E, up.columns) in the panels' order, or null
+  const float* down_bias;  // (E, down.columns), or null
+  Activation activation;
+  float* y;  // (., hidden); results are added
+};
+
+/// Rows of one expert that go through the kernels together, in tiles of nearly equal size.
+struct RowChunk {
+  Index expert, first, rows, tiles;
+  /// First row of a tile; tile `tiles` is the end.
+  Index tile(Index t) const { return t * rows / tiles; }
+};
+
+/// Chunks of all experts, in order.
+inline void cut_chunks(const Index* offsets, Index experts, Index tile_rows, Index most,
+                       std::vector<RowChunk>& chunks) {
+  chunks.clear();
+  for (Index e = 0; e < experts; ++e) {
+    const Index rows = offsets[e + 1] - offsets[e], parts = (rows + most - 1) / most;
+    for (Index part = 0; part < parts; ++part) {
+      const Index begin = part * rows / parts, end = (part + 1) * rows / parts;
+      chunks.push_back({e, offsets[e] + begin, end - begin, (end - begin + tile_rows - 1) / tile_rows});
+    }
+  }
+}
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+template <class Done>
+void wait_until(const Done& done) {
+  for (int spins = 0; !done(); ++spins) {
+    if (spins < 4096) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+/// Bytes of the second-level cache of a core; 512 KB where the system does not say.
+inline Index cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (found > 0) return found;
+#endif
+  return Index(512) << 10;
+}
+
+/// What one call of run_expert_ffn keeps; reused by the next.
+struct FFNWorkspace {
+  std::vector<RowChunk> chunks;
+  std::vector<PageBuffer<std::byte>> gathered;  // a thread
+  PageBuffer<std::byte> hidden;                 // a slot a chunk in flight
+  Index gathered_bytes = 0, hidden_bytes = 0;
+  std::unique_ptr<std::atomic<Index>[]> counters;
+  Index counters_size = 0;
+
+  void reserve(Index threads, Index gathered_each, Index hidden_all, Index counts) {
+    if (Index(gathered.size()) < threads || gathered_bytes < gathered_each) {
+      gathered.clear();
+      for (Index t = 0; t < threads; ++t) gathered.emplace_back(gathered_each);
+      gathered_bytes = gathered_each;
+    }
+    if (hidden_bytes < hidden_all) {
+      hidden = PageBuffer<std::byte>(hidden_all);
+      hidden_bytes = hidden_all;
+    }
+    if (counters_size < counts) {
+      counters = std::make_unique<std::atomic<Index>[]>(counts);
+      counters_size = counts;
+    }
+    for (Index i = 0; i < counts; ++i) counters[i].store(0, std::memory_order_relaxed);
+  }
+};
+
+/// One thread's part: takes units until none is left. `Factor` is what tiles hold: float, or bfloat16 in pairs.
+template <class T, class Factor, class Activation>
+struct FFNWorker {
+  using Call = ExpertFFN<T, Activation>;
+  static constexpr bool gated = Activation::gated;
+  static constexpr Index in_line = 64 / sizeof(Factor);  // numbers of a row in a line of a tile
+  static constexpr Index most_tiles = 32;                // of a chunk
+
+  const Call* call;
+  const MicroKernels* table;
+  FFNWorkspace* work;
+  Index lag, slots, up_parts, down_parts, slot_bytes;
+
+  const MicroKernel& kernel(Index rows) const { return sizeof(T) == 4 ? table->f32[rows] : table->bf16[rows]; }
+  Index chunks() const { return Index(work->chunks.size()); }
+  std::atomic<Index>& next() const { return work->counters[0]; }
+  std::atomic<Index>& columns_done(Index part) const { return work->counters[(1 + part) * 8]; }
+  std::atomic<Index>& up_done(Index chunk) const { return work->counters[(1 + down_parts) * 8 + chunk]; }
+  std::byte* hidden_of(Index chunk) const { return work->hidden.data() + chunk % slots * slot_bytes; }
+
+  void operator()(int thread) const {
+    std::byte* gathered = work->gathered[thread].data();
+    Index holds = -1;  // the chunk whose rows are gathered here
+    const Index parts = up_parts + down_parts, units = (chunks() + lag) * parts;
+    for (Index unit = next().fetch_add(1); unit < units; unit = next().fetch_add(1)) {
+      const Index step = unit / parts, part = unit % parts;
+      if (part < up_parts) {
+        if (step >= chunks()) continue;
+        if (holds != step) gather(work->chunks[step], gathered);
+        holds = step;
+        for (Index p = 0; p < down_parts; ++p)  // the slot's former chunk must have left it
+          wait_until([&] { return columns_done(p).load(std::memory_order_acquire) > step - slots; });
+        up(work->chunks[step], gathered, hidden_of(step), part);
+        up_done(step).fetch_add(1, std::memory_order_release);
+      } else {
+        const Index chunk = step - lag, mine = part - up_parts;
+        if (chunk < 0) continue;
+        wait_until([&] { return columns_done(mine).load(std::memory_order_acquire) == chunk; });
+        wait_until([&] { return up_done(chunk).load(std::memory_order_acquire) == up_parts; });
+        down(work->chunks[chunk], hidden_of(chunk), mine);
+        columns_done(mine).store(chunk + 1, std::memory_order_release);
+      }
+    }
+  }
+
+  Index token(Index row) const { return call->row_token == nullptr ? row : call->row_token[row]; }
+
+  /// Copies a chunk's rows into tiles, a line at a time.
+  void gather(const RowChunk& chunk, std::byte* to) const {
+    const Index lines = call->up.depth / in_line, hidden = call->hidden;
+    for (Index t = 0; t < chunk.tiles; ++t) {
+      const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
+      auto* tile = reinterpret_cast<Factor*>(to) + begin * lines * in_line;
+      for (Index i = 0; i < rows; ++i) {
+        const Index from_row = token(chunk.first + begin + i);
+        const T* __restrict from = call->x + from_row * hidden;
+        for (Index line = 0; line < lines; ++line) {
+          Factor* __restrict out = tile + (line * rows + i) * in_line;
+          const Index k = line * in_line, live = from_row < 0 ? 0 : std::clamp<Index>(hidden - k, 0, in_line);
+          if (live == in_line) {
+            for (Index l = 0; l < in_line; ++l) out[l] = Factor(from[k + l]);
+          } else {
+            for (Index l = 0; l < in_line; ++l) out[l] = l < live ? Factor(from[k + l]) : Factor(0.0f);
+          }
+        }
+      }
+    }
+  }
+
+  /// The products of a chunk's tiles with one pair of panels, to sums (rows, 32).
+  void multiply(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair,
+                float* sums) const {
+    const Index lines = weights.lines(), row_bytes = weights.depth * Index(sizeof(Factor));
+    const Index stride = weights.panel_size() * Index(sizeof(T));
+    const auto* panel = reinterpret_cast<const char*>(weights.panel(chunk.expert, 2 * pair));
+    // While this pair is multiplied, the next one comes to the second-level cache: a share for each tile's kernel. A
+    // single tile uses each line once, and has nothing to hide the requests behind.
+    const bool one_by_one = kernel((chunk.rows + chunk.tiles - 1) / chunk.tiles).panels == 1;
+    const Index share = (one_by_one ? 16 : 32) / chunk.tiles,
+                prefetch = chunk.tiles < 2 ? 0 : std::max<Index>(share, 1);
+    const char* ahead = panel + (one_by_one ? 1 : 2) * stride;
+    for (Index half = 0; half < 2; ++half, panel += stride) {
+      for (Index t = 0; t < chunk.tiles; ++t) {
+        const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
+        const MicroKernel& run = kernel(rows);
+        if (half == 1 && run.panels == 2) continue;
+        run.run(tiles + begin * row_bytes, panel, stride, lines, ahead, prefetch, sums + begin * 32 + half * 16);
+        ahead += lines / 16 * prefetch * 64;
+      }
+    }
+  }
+
+  /// Gate and up (or up alone) and the activation, from gathered rows to hidden values in tiles.
+  void up(const RowChunk& chunk, const std::byte* tiles, std::byte* hidden, Index part) const {
+    alignas(64) float sums[most_tiles * MicroKernels::most_rows * 32];
+    const Panels<T>& weights = call->up;
+    const Index hidden_lines = call->down.depth / in_line, width = gated ? 16 : 32;
+    const Index end = (part + 1) * weights.pairs() / up_parts;
+    for (Index pair = part * weights.pairs() / up_parts; pair < end; ++pair) {
+      multiply(chunk, tiles, weights, pair, sums);
+      if (call->up_bias != nullptr)
+        add_bias(chunk.rows, call->up_bias + chunk.expert * weights.columns + pair * 32, sums);
+      for (Index t = 0; t < chunk.tiles; ++t) {
+        const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
+        auto* tile = reinterpret_cast<Factor*>(hidden) + begin * hidden_lines * in_line;
+        for (Index i = 0; i < rows; ++i) {
+          for (Index part_of = 0; part_of < width; part_of += 16) {
+            const Index k = pair * width + part_of;  // of the hidden values
+            activate16(sums + (begin + i) * 32 + part_of, tile + (k / in_line * rows + i) * in_line + k % in_line);
+          }
+        }
+      }
+    }
+  }
+
+  void activate16(const float* __restrict from, Factor* __restrict to) const {
+    const Activation activation = call->activation;
+    float values[16];
+    for (Index l = 0; l < 16; ++l) values[l] = moe::detail::activate(activation, from[l], gated ? from[l + 16] : 1.0f);
+    for (Index l = 0; l < 16; ++l) to[l] = Factor(values[l]);
+  }
+
+  /// The product with W_down, weighted and added to the rows' tokens.
+  void down(const RowChunk& chunk, const std::byte* hidden, Index part) const {
+    alignas(64) float sums[most_tiles * MicroKernels::most_rows * 32];
+    const Panels<T>& weights = call->down;
+    const Index end = (part + 1) * weights.pairs() / down_parts;
+    for (Index pair = part * weights.pairs() / down_parts; pair < end; ++pair) {
+      const Index column = pair * 32, live = std::min<Index>(32, call->hidden - column);
+      if (live <= 0) break;
+      for (Index i = 0; i < chunk.rows; ++i) {
+        const Index t = token(chunk.first + i);
+        if (t < 0) continue;
+        __builtin_prefetch(call->y + t * call->hidden + column, 1);
+        __builtin_prefetch(call->y + t * call->hidden + column + 16, 1);
+      }
+      multiply(chunk, hidden, weights, pair, sums);
+      if (call->down_bias != nullptr)
+        add_bias(chunk.rows, call->down_bias + chunk.expert * weights.columns + column, sums);
+      for (Index i = 0; i < chunk.rows; ++i) {
+        const Index row = chunk.first + i, t = token(row);
+        if (t < 0) continue;
+        const Index a = call->row_assignment == nullptr ? row : call->row_assignment[row];
+        const float w = call->weight == nullptr ? 1.0f : call->weight[a];
+        float* __restrict to = call->y + t * call->hidden + column;
+        const float* __restrict from = sums + i * 32;
+        if (live == 32) {
+          for (Index l = 0; l < 32; ++l) to[l] += w * from[l];
+        } else {
+          for (Index l = 0; l < live; ++l) to[l] += w * from[l];
+        }
+      }
+    }
+  }
+
+  static void add_bias(Index rows, const float* __restrict bias, float* __restrict sums) {
+    for (Index i = 0; i < rows; ++i) {
+      for (Index l = 0; l < 32; ++l) sums[i * 32 + l] += bias[l];
+    }
+  }
+};
+
+/// Runs the call on the threads of a host space. The workspace is the caller's, for one call at a time.
+template <class Space, class T, class Activation>
+void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FFNWorkspace& work) {
+  const MicroKernels& table = micro_kernels();
+  const Index threads = space.concurrency();
+  const Index factor = sizeof(T) == 2 && table.pairs ? 2 : 4;  // bytes of a number in a tile
+  // A chunk's rows take half of the cache, the panels the other.
+  const Index fitting = cache_bytes() / 2 / (call.up.depth * factor) / table.rows;
+  const Index most = table.rows * std::clamp<Index>(fitting, 4, 16);
+  cut_chunks(call.offsets, call.up.experts, table.rows, most, work.chunks);
+  const Index chunks = Index(work.chunks.size());
+  if (chunks == 0) return;
+  const Index up_parts = std::clamp<Index>(64 * threads / chunks, 1, std::min<Index>(16, call.up.pairs()));
+  const Index down_parts = std::min<Index>(std::max<Index>(4, 2 * threads), call.down.pairs());
+  const Index lag = 1 + (threads - 1) / up_parts, slots = lag + 2;
+  const Index slot_bytes = (most * call.down.depth * factor + 63) / 64 * 64;
+  work.reserve(threads, most * call.up.depth * factor, slots * slot_bytes, (1 + down_parts) * 8 + chunks);
+  auto launch = [&](auto worker) {
+    Kokkos::parallel_for(
+        "moe::cpu::expert_ffn",
+        Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Static>>(space, 0, threads).set_chunk_size(1), worker);
+  };
+  if (factor == 2) {
+    launch(FFNWorker<T, T, Activation>{&call, &table, &work, lag, slots, up_parts, down_parts, slot_bytes});
+  } else {
+    launch(FFNWorker<T, float, Activation>{&call, &table, &work, lag, slots, up_parts, down_parts, slot_bytes});
+  }
+}
+
+}  // namespace kernels::cpu
+
+MOE_NAMESPACE_END

@@ -1,0 +1,215 @@
+#pragma once
+/// @file
+/// Tile times panel in registers, for the instruction set that the including file is compiled for. All of it stands in
+/// a namespace named after the set, and uses no shared templates: several sets can live in one program.
+
+#include <cstdint>
+#include <utility>
+
+#include "moe/version.hpp"
+
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#  include <immintrin.h>
+#  define MOE_INSTRUCTION_SET avx512_bf16
+#  define MOE_REGISTER_BYTES 64
+#elif defined(__AVX512F__)
+#  define MOE_INSTRUCTION_SET avx512
+#  define MOE_REGISTER_BYTES 64
+#elif defined(__AVX2__) && defined(__FMA__)
+#  define MOE_INSTRUCTION_SET avx2
+#  define MOE_REGISTER_BYTES 32
+#else
+#  define MOE_INSTRUCTION_SET baseline
+#  define MOE_REGISTER_BYTES 16
+#endif
+#define MOE_TEXT(name) MOE_TEXT_OF(name)
+#define MOE_TEXT_OF(name) #name
+
+MOE_NAMESPACE_BEGIN
+
+namespace kernels::cpu {
+
+/// One kernel: `panels` (1 or 2) at once, `stride` bytes apart, `lines` (a multiple of 16) long. Meanwhile `prefetch`
+/// lines at `next` are asked for every 16 lines.
+struct MicroKernel {
+  void (*run)(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const char* next,
+              std::int64_t prefetch, float* sums);
+  int panels;
+};
+
+struct MicroKernels {
+  static constexpr int most_rows = 14;
+  const char* name;                                     ///< the instruction set
+  int rows;                                             ///< the most rows of a tile
+  bool pairs;                                           ///< tiles for bfloat16 panels hold bfloat16 too, and not float
+  MicroKernel f32[most_rows + 1], bf16[most_rows + 1];  ///< by rows, from 1
+};
+
+namespace MOE_INSTRUCTION_SET {
+
+/// GNU's vectors, which g++ and clang map to registers.
+typedef float Vector __attribute__((vector_size(MOE_REGISTER_BYTES), aligned(4), may_alias));
+typedef std::uint32_t Words __attribute__((vector_size(MOE_REGISTER_BYTES), aligned(4), may_alias));
+inline constexpr int lanes = MOE_REGISTER_BYTES / 4, registers = lanes == 16 ? 32 : 16;
+inline constexpr int vectors = 16 / lanes;  // of a panel's line
+
+/// Keeps a loaded vector in its register: g++ 12 would load it again for each row.
+template <class V>
+[[gnu::always_inline]] inline void pin(V& vector) {
+#if defined(__x86_64__)
+  asm("" : "+x"(vector));
+#else
+  (void)vector;
+#endif
+}
+
+struct Float {
+  static constexpr bool paired = false;
+  static constexpr int tile_lines = 1;   // of the tile, a row, for 16 lines of the panel
+  static constexpr int temporaries = 1;  // lines of the panel in registers, beside the accumulators and one factor
+
+  template <int rows, int width>
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
+                                                  Vector (&sum)[rows][width]) {
+    const auto* factors = static_cast<const float*>(tile);
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) {
+      Vector line[width];
+#pragma GCC unroll 8
+      for (int v = 0; v < width; ++v) {
+        line[v] = *reinterpret_cast<const Vector*>(panel[v / vectors] + 64 * k + MOE_REGISTER_BYTES * (v % vectors));
+        pin(line[v]);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        const float factor = factors[16 * i + k];
+#pragma GCC unroll 8
+        for (int v = 0; v < width; ++v) sum[i][v] += factor * line[v];
+      }
+    }
+  }
+};
+
+/// bfloat16 panels and float tiles: the halves of a word become floats by a shift and a mask.
+struct Widened {
+  static constexpr bool paired = false;
+  static constexpr int tile_lines = 2, temporaries = 2;
+
+  template <int rows, int width>
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
+                                                  Vector (&sum)[rows][width]) {
+    const auto* factors = static_cast<const float*>(tile);
+    const Words upper = Words{} + 0xffff0000u;
+#pragma GCC unroll 16
+    for (int pair = 0; pair < 16; ++pair) {
+      const float* at = factors + pair / 8 * rows * 16 + pair % 8 * 2;
+      Words line[width];
+#pragma GCC unroll 8
+      for (int v = 0; v < width; ++v) {
+        line[v] = *reinterpret_cast<const Words*>(panel[v / vectors] + 64 * pair + MOE_REGISTER_BYTES * (v % vectors));
+        if constexpr ((rows + 2) * width + 2 < registers) pin(line[v]);
+      }
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        Vector wide[width];
+#pragma GCC unroll 8
+        for (int v = 0; v < width; ++v) wide[v] = half == 0 ? Vector(line[v] << 16) : Vector(line[v] & upper);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) {
+          const float factor = at[16 * i + half];
+#pragma GCC unroll 8
+          for (int v = 0; v < width; ++v) sum[i][v] += factor * wide[v];
+        }
+      }
+    }
+  }
+};
+
+#if defined(__AVX512BF16__)
+/// bfloat16 panels and tiles: one instruction adds the products of a pair.
+struct Paired {
+  static constexpr bool paired = true;
+  static constexpr int tile_lines = 1, temporaries = 1;
+
+  template <int rows, int width>
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
+                                                  Vector (&sum)[rows][width]) {
+    const auto* factors = static_cast<const std::int32_t*>(tile);
+#  pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) {
+      __m512i line[width];
+#  pragma GCC unroll 2
+      for (int v = 0; v < width; ++v) line[v] = _mm512_loadu_si512(panel[v] + 64 * k);
+#  pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors[16 * i + k]);
+#  pragma GCC unroll 2
+        for (int v = 0; v < width; ++v)
+          sum[i][v] = (Vector)_mm512_dpbf16_ps((__m512)sum[i][v], factor, (__m512bh)line[v]);
+      }
+    }
+  }
+};
+using Half = Paired;
+#else
+using Half = Widened;
+#endif
+
+/// Do two panels' accumulators of so many rows fit the registers, beside a line, temporaries and a factor?
+template <class Kind, int rows>
+inline constexpr int panels_at_once = (rows + Kind::temporaries) * 2 * vectors + 1 <= registers ? 2 : 1;
+
+template <class Kind, int rows>
+void multiply(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const char* next,
+              std::int64_t prefetch, float* sums) {
+  constexpr int width = panels_at_once<Kind, rows> * vectors;
+  const char* at[2] = {static_cast<const char*>(panel), static_cast<const char*>(panel) + stride};
+  const char* from = static_cast<const char*>(tile);
+  Vector sum[rows][width];
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < width; ++v) sum[i][v] = Vector{};
+  }
+  for (std::int64_t line = 0; line < lines; line += 16) {
+    for (std::int64_t i = 0; i < prefetch; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+    Kind::template block<rows, width>(from, at, sum);
+    from += 64 * rows * Kind::tile_lines;
+    at[0] += 64 * 16;
+    at[1] += 64 * 16;
+  }
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < width; ++v) *reinterpret_cast<Vector*>(sums + 32 * i + lanes * v) = sum[i][v];
+  }
+}
+
+/// The most rows whose accumulators of one panel (of two, where a line is one register) fit.
+inline constexpr int tile_rows = lanes == 16 ? MicroKernels::most_rows : lanes == 8 ? 6 : 3;
+
+template <class Kind, int rows>
+constexpr MicroKernel kernel() {
+  if constexpr (rows == 0 || rows > tile_rows) {
+    return {nullptr, 0};
+  } else {
+    return {&multiply<Kind, rows>, panels_at_once<Kind, rows>};
+  }
+}
+
+template <class Kind, int... rows>
+constexpr void list(MicroKernel* to, std::integer_sequence<int, rows...>) {
+  ((to[rows] = kernel<Kind, rows>()), ...);
+}
+
+/// A template, so that only files that multiply compile the kernels.
+template <class Full = Float, class Short = Half>
+MicroKernels make_table() {
+  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, {}, {}};
+  constexpr auto rows = std::make_integer_sequence<int, MicroKernels::most_rows + 1>{};
+  list<Full>(table.f32, rows);
+  list<Short>(table.bf16, rows);
+  return table;
+}
+
+}  // namespace MOE_INSTRUCTION_SET
+
+}  // namespace kernels::cpu
+
+MOE_NAMESPACE_END

@@ -1,0 +1,116 @@
+#pragma once
+/// @file
+/// `Panels`: weights (experts, columns, depth) laid out for the micro-kernels, in memory of 2 MiB pages.
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "moe/core/bfloat16.hpp"
+#include "moe/core/types.hpp"
+#if defined(__linux__)
+#  include <sys/mman.h>
+#endif
+
+MOE_NAMESPACE_BEGIN
+
+namespace kernels::cpu {
+
+/// Memory that the system may back by large pages: reading weights then misses the translation buffer less.
+template <class T>
+class PageBuffer {
+ public:
+  PageBuffer() = default;
+  explicit PageBuffer(Index size) {
+    constexpr std::size_t page = std::size_t(2) << 20;
+    const std::size_t bytes = sizeof(T) * std::size_t(size), align = bytes < page ? 64 : page;
+    const std::size_t rounded = (bytes + align - 1) / align * align;
+    auto* data = static_cast<T*>(std::aligned_alloc(align, rounded == 0 ? align : rounded));
+    moe::detail::require<Error>(data != nullptr, "moe::pack: no memory for ", rounded, " bytes of packed weights.");
+#if defined(__linux__)
+    if (align == page) madvise(data, rounded, MADV_HUGEPAGE);  // where it fails, pages stay small
+#endif
+    data_ = std::shared_ptr<T>(data, [](T* p) { std::free(p); });
+  }
+  T* data() const {
+    return data_.get();
+  }
+
+ private:
+  std::shared_ptr<T> data_;
+};
+
+inline constexpr Index panel_columns = 16, pair_columns = 32;
+
+/// Two panels of 16 columns after two panels, over the whole depth; both extents are padded to 32 with zeros. A line of
+/// a panel is one k (float) or a pair (bfloat16): [line][column][k in line]. The same on every instruction set.
+template <class T>
+struct Panels {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 2);
+  static constexpr Index in_line = 4 / sizeof(T);
+
+  Index experts = 0, columns = 0, depth = 0;  ///< as padded
+  PageBuffer<T> memory;
+
+  Panels() = default;
+  Panels(Index experts_, Index columns_, Index depth_)
+      : experts(experts_),
+        columns((columns_ + 31) / 32 * 32),
+        depth((depth_ + 31) / 32 * 32),
+        memory(experts * columns * depth) {}
+
+  Index pairs() const { return columns / pair_columns; }
+  Index lines() const { return depth / in_line; }             ///< of a panel
+  Index panel_size() const { return panel_columns * depth; }  ///< numbers in it
+  T* panel(Index expert, Index number) const { return memory.data() + (expert * 2 * pairs() + number) * panel_size(); }
+  /// Where (expert, column, k) stands.
+  T& at(Index expert, Index column, Index k) const {
+    return panel(
+        expert,
+        column / panel_columns)[k / in_line * in_line * panel_columns + column % panel_columns * in_line + k % in_line];
+  }
+};
+
+/// Fills panels from weight (experts, rows, depth): `column_of(row)` says where a row goes. One panel a work item.
+template <class To, class From, bool gated>
+struct PackPanel {
+  Panels<To> panels;
+  const From* weight;
+  Index rows, depth;
+
+  /// The row that a column holds, or -1. Gated: 16 columns of the gate, then the same 16 of up, and so on.
+  Index row_of(Index column) const {
+    if constexpr (!gated) return column < rows ? column : -1;
+    const Index half = rows / 2, row = column / pair_columns * panel_columns + column % panel_columns;
+    if (row >= half) return -1;
+    return column % pair_columns < panel_columns ? row : half + row;
+  }
+
+  void operator()(Index item) const {
+    constexpr Index in_line = Panels<To>::in_line;
+    const Index all = 2 * panels.pairs(), expert = item / all, number = item % all;
+    To* to = panels.panel(expert, number);
+    const From* from[panel_columns];
+    for (Index i = 0; i < panel_columns; ++i) {
+      const Index row = row_of(number * panel_columns + i);
+      from[i] = row < 0 ? nullptr : weight + (expert * rows + row) * depth;
+    }
+    for (Index k = 0; k < panels.depth; k += in_line) {
+      for (Index i = 0; i < panel_columns; ++i) {
+        for (Index j = 0; j < in_line; ++j)
+          *to++ = from[i] != nullptr && k + j < depth ? To(float(from[i][k + j])) : To(0.0f);
+      }
+    }
+  }
+};
+
+template <bool gated, class Space, class From, class To>
+void pack(const Space& space, const From* weight, Index rows, Index depth, const Panels<To>& panels) {
+  Kokkos::parallel_for("moe::pack", Kokkos::RangePolicy<Space>(space, 0, panels.experts * 2 * panels.pairs()),
+                       PackPanel<To, From, gated>{panels, weight, rows, depth});
+  space.fence("moe::pack");
+}
+
+}  // namespace kernels::cpu
+
+MOE_NAMESPACE_END

@@ -1,0 +1,123 @@
+#pragma once
+/// @file
+/// `pack`: a layer for inference on a host, made from a trained one.
+
+#include "moe/combine/packed_shared_experts.hpp"
+#include "moe/layers/moe_layer.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// What a policy becomes: experts and shared experts take packed weights, others stay.
+template <class P>
+struct PackedPolicy {
+  using type = P;
+  static P value(const P& from) { return from; }
+};
+template <class Activation, class BiasChoice>
+struct PackedPolicy<ExpertFFN<Activation, BiasChoice>> {
+  using type = PackedFFN<Activation, BiasChoice>;
+  static type value(const ExpertFFN<Activation, BiasChoice>& from) { return {from.activation}; }
+};
+template <int n, class Activation, class Gate>
+struct PackedPolicy<SharedExperts<n, Activation, Gate>> {
+  using type = PackedSharedExperts<n, Activation, Gate>;
+  static type value(const SharedExperts<n, Activation, Gate>& from) { return {from.activation, from.intermediate}; }
+};
+
+/// The packed layer's type: each policy packed, the precision T.
+template <class Policies, class T>
+struct PackedLayer;
+template <class... Policies, class T>
+struct PackedLayer<List<Policies...>, T> {
+  static constexpr bool own_experts = count_kind<kind::experts, Policies...> != 0;
+  using type = std::conditional_t<own_experts, MoELayer<typename PackedPolicy<Policies>::type..., Precision<T, float>>,
+                                  MoELayer<typename PackedPolicy<Policies>::type..., PackedFFN<>, Precision<T, float>>>;
+};
+
+/// All policies but the precision.
+template <class Kept, class... Policies>
+struct WithoutPrecision {
+  using type = Kept;
+};
+template <class... Kept, class First, class... Rest>
+struct WithoutPrecision<List<Kept...>, First, Rest...>
+    : WithoutPrecision<std::conditional_t<is_kind<First, kind::precision>, List<Kept...>, List<Kept..., First>>,
+                       Rest...> {};
+
+template <class Layer, class T>
+struct PackLayer;
+template <class... Policies, class T>
+struct PackLayer<MoELayer<Policies...>, T> {
+  using Layer = MoELayer<Policies...>;
+  using Space = typename Layer::Space;
+  using Kept = typename WithoutPrecision<List<>, Policies...>::type;
+  using Packed = typename PackedLayer<Kept, T>::type;
+
+  static Packed make(const Layer& layer) { return make(layer, Kept{}); }
+
+ private:
+  template <class... Ps>
+  static Packed make(const Layer& layer, List<Ps...>) {
+    Packed packed(layer.config(), PackedPolicy<Ps>::value(layer.template value<Ps>())...);
+    const Space space{};
+    copy(space, layer.parameters.router, packed.parameters.router);
+    copy(space, layer.buffers.router, packed.buffers.router);
+    copy(space, layer.parameters.experts, packed.parameters.experts);
+    copy(space, layer.parameters.latent, packed.parameters.latent);
+    copy_parts(space, layer.parameters.branches, packed.parameters.branches);
+    copy_parts(space, layer.parameters.outputs, packed.parameters.outputs);
+    return packed;
+  }
+
+  template <class From, class To>
+  static void copy(const Space& space, const From& from, To& to) {
+    if constexpr (requires { to.assign(space, from); }) {
+      to.assign(space, from);
+    } else {
+      To::visit(
+          [](std::string_view, const auto& source, auto& target) {
+            if (!source.is_allocated()) return;
+            if (target.size() != source.size()) shape_like(source, target);
+            using Number = typename std::decay_t<decltype(target)>::non_const_value_type;
+            for (std::size_t i = 0; i < source.size(); ++i) target.data()[i] = Number(source.data()[i]);
+          },
+          from, to);
+    }
+  }
+  template <class Source, class Target>
+  static void shape_like(const Source& source, Target& target) {
+    target = Target(Kokkos::view_alloc(Kokkos::WithoutInitializing, source.label()), source.layout());
+  }
+
+  template <class From, class To>
+  static void copy_parts(const Space& space, const From& from, To& to) {
+    if constexpr (requires { to.rest; }) {
+      copy(space, from.first, to.first);
+      copy_parts(space, from.rest, to.rest);
+    }
+  }
+};
+
+}  // namespace detail
+
+/// The type that `pack<T>` makes of a layer: the same policies, with `PackedFFN` for `ExpertFFN`, `PackedSharedExperts`
+/// for `SharedExperts`, and Precision<T, float>.
+template <class Layer, class T = float>
+using Packed = typename detail::PackLayer<Layer, T>::Packed;
+
+/// A layer for inference on a host space, with the weights that `layer` has now, as T: float or bfloat16. Sums are f32.
+///
+///     auto fast = moe::pack<moe::bfloat16>(layer);
+///     auto y = fast.forward(ctx, x);  // (T, H), bfloat16
+///
+/// Weights are laid out once, in the order in which the kernels read them; `layer` stays as it is, and later changes of
+/// it do not reach the packed one. A token's sum runs over its experts in their order, not in the order of choice: the
+/// last bits may differ from `layer`'s.
+template <class T = float, class Layer>
+Packed<Layer, T> pack(const Layer& layer) {
+  return detail::PackLayer<Layer, T>::make(layer);
+}
+
+MOE_NAMESPACE_END
