@@ -186,19 +186,19 @@ struct FFNWorker {
     const Index lines = weights.lines(), row_bytes = weights.depth * Index(sizeof(Factor));
     const Index stride = weights.panel_size() * Index(sizeof(T));
     const auto* panel = reinterpret_cast<const char*>(weights.panel(chunk.expert, 2 * pair));
-    // While this pair is multiplied, the next one comes to the second-level cache: a share for each tile's kernel. A
-    // single tile uses each line once, and has nothing to hide the requests behind.
+    // Meanwhile what comes next is asked for, all of it, each tile's kernel taking a share. A single tile uses a line
+    // once, and has nothing to hide the requests behind.
     const bool one_by_one = kernel((chunk.rows + chunk.tiles - 1) / chunk.tiles).panels == 1;
-    const Index share = (one_by_one ? 16 : 32) / chunk.tiles,
-                prefetch = chunk.tiles < 2 ? 0 : std::max<Index>(share, 1);
-    const char* ahead = panel + (one_by_one ? 1 : 2) * stride;
+    const Index ahead = chunk.tiles < 2 ? 0 : one_by_one ? 16 : 32;
+    const char* next = panel + (one_by_one ? 1 : 2) * stride;
     for (Index half = 0; half < 2; ++half, panel += stride) {
       for (Index t = 0; t < chunk.tiles; ++t) {
         const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
         const MicroKernel& run = kernel(rows);
         if (half == 1 && run.panels == 2) continue;
-        run.run(tiles + begin * row_bytes, panel, stride, lines, ahead, prefetch, sums + begin * 32 + half * 16);
-        ahead += lines / 16 * prefetch * 64;
+        const Index share = (t + 1) * ahead / chunk.tiles - t * ahead / chunk.tiles;
+        run.run(tiles + begin * row_bytes, panel, stride, lines, next, share, sums + begin * 32 + half * 16);
+        next += lines / 16 * share * 64;
       }
     }
   }
@@ -281,7 +281,7 @@ void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FF
   const Index factor = sizeof(T) == 2 && table.pairs ? 2 : 4;  // bytes of a number in a tile
   // A chunk's rows take half of the cache, the panels the other.
   const Index fitting = cache_bytes() / 2 / (call.up.depth * factor) / table.rows;
-  const Index most = table.rows * std::clamp<Index>(fitting, 4, 16);
+  const Index most = table.rows * std::clamp<Index>(fitting, 8, 16);
   cut_chunks(call.offsets, call.up.experts, table.rows, most, work.chunks);
   const Index chunks = Index(work.chunks.size());
   if (chunks == 0) return;

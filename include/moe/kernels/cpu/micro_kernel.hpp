@@ -166,7 +166,9 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
   const char* at[2] = {static_cast<const char*>(panel), static_cast<const char*>(panel) + stride};
   const char* from = static_cast<const char*>(tile);
   Vector sum[rows][width];
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
     for (int v = 0; v < width; ++v) sum[i][v] = Vector{};
   }
   for (std::int64_t line = 0; line < lines; line += 16) {
@@ -176,7 +178,9 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
     at[0] += 64 * 16;
     at[1] += 64 * 16;
   }
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
     for (int v = 0; v < width; ++v) *reinterpret_cast<Vector*>(sums + 32 * i + lanes * v) = sum[i][v];
   }
 }
