@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "moe/core/compiler.hpp"
 #include "moe/kernels/product.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -63,7 +64,7 @@ inline void pack(const Operand<T>& from, Index first, Index count, Index sum_beg
         for (Index i = 0; i < live; ++i) {
           const T* __restrict row = base + i * from.row_stride + k0 * from.sum_stride;
           if (steps == strip && from.sum_stride == 1) {  // the usual case, unrolled
-#pragma GCC unroll 16
+            MOE_UNROLL(16)
             for (Index k = 0; k < strip; ++k) to[k * height + i] = Real(row[k]);
           } else {
             for (Index k = 0; k < steps; ++k) to[k * height + i] = Real(row[k * from.sum_stride]);
@@ -88,7 +89,7 @@ inline void micro_kernel(const Real* __restrict a, Index row_stride, Index sum_s
   }
   for (Index k = 0; k < depth; ++k, a += sum_stride, b += S::width) {
     const Vector left = *reinterpret_cast<const Vector*>(b), right = *reinterpret_cast<const Vector*>(b + S::lanes);
-#pragma GCC unroll 6
+    MOE_UNROLL(6)
     for (Index i = 0; i < S::panel; ++i) {
       const Real factor = a[i * row_stride];
       local[i][0] += factor * left;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "moe/core/compiler.hpp"
 #include "moe/version.hpp"
 
 #if defined(__AVX512F__) && defined(__AVX512BF16__)
@@ -47,9 +48,9 @@ struct MicroKernels {
 
 namespace MOE_INSTRUCTION_SET {
 
-/// GNU's vectors, which g++ and clang map to registers.
-typedef float Vector __attribute__((vector_size(MOE_REGISTER_BYTES), aligned(4), may_alias));
-typedef std::uint32_t Words __attribute__((vector_size(MOE_REGISTER_BYTES), aligned(4), may_alias));
+/// GNU's vectors, which g++ and clang map to registers. Tiles, panels and sums are aligned to 64 bytes.
+typedef float Vector __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
+typedef std::uint32_t Words __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
 inline constexpr int lanes = MOE_REGISTER_BYTES / 4, registers = lanes == 16 ? 32 : 16;
 inline constexpr int vectors = 16 / lanes;  // of a panel's line
 
@@ -72,18 +73,18 @@ struct Float {
   [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
                                                   Vector (&sum)[rows][width]) {
     const auto* factors = static_cast<const float*>(tile);
-#pragma GCC unroll 16
+    MOE_UNROLL(16)
     for (int k = 0; k < 16; ++k) {
       Vector line[width];
-#pragma GCC unroll 8
+      MOE_UNROLL(8)
       for (int v = 0; v < width; ++v) {
         line[v] = *reinterpret_cast<const Vector*>(panel[v / vectors] + 64 * k + MOE_REGISTER_BYTES * (v % vectors));
         pin(line[v]);
       }
-#pragma GCC unroll 16
+      MOE_UNROLL(16)
       for (int i = 0; i < rows; ++i) {
         const float factor = factors[16 * i + k];
-#pragma GCC unroll 8
+        MOE_UNROLL(8)
         for (int v = 0; v < width; ++v) sum[i][v] += factor * line[v];
       }
     }
@@ -100,24 +101,24 @@ struct Widened {
                                                   Vector (&sum)[rows][width]) {
     const auto* factors = static_cast<const float*>(tile);
     const Words upper = Words{} + 0xffff0000u;
-#pragma GCC unroll 16
+    MOE_UNROLL(16)
     for (int pair = 0; pair < 16; ++pair) {
       const float* at = factors + pair / 8 * rows * 16 + pair % 8 * 2;
       Words line[width];
-#pragma GCC unroll 8
+      MOE_UNROLL(8)
       for (int v = 0; v < width; ++v) {
         line[v] = *reinterpret_cast<const Words*>(panel[v / vectors] + 64 * pair + MOE_REGISTER_BYTES * (v % vectors));
         if constexpr ((rows + 2) * width + 2 < registers) pin(line[v]);
       }
-#pragma GCC unroll 2
+      MOE_UNROLL(2)
       for (int half = 0; half < 2; ++half) {
         Vector wide[width];
-#pragma GCC unroll 8
+        MOE_UNROLL(8)
         for (int v = 0; v < width; ++v) wide[v] = half == 0 ? Vector(line[v] << 16) : Vector(line[v] & upper);
-#pragma GCC unroll 16
+        MOE_UNROLL(16)
         for (int i = 0; i < rows; ++i) {
           const float factor = at[16 * i + half];
-#pragma GCC unroll 8
+          MOE_UNROLL(8)
           for (int v = 0; v < width; ++v) sum[i][v] += factor * wide[v];
         }
       }
@@ -139,7 +140,7 @@ struct Paired {
     for (int k = 0; k < 16; ++k) {
       __m512i line[width];
 #  pragma GCC unroll 2
-      for (int v = 0; v < width; ++v) line[v] = _mm512_loadu_si512(panel[v] + 64 * k);
+      for (int v = 0; v < width; ++v) line[v] = _mm512_load_si512(panel[v] + 64 * k);
 #  pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
         const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors[16 * i + k]);
@@ -166,9 +167,9 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
   const char* at[2] = {static_cast<const char*>(panel), static_cast<const char*>(panel) + stride};
   const char* from = static_cast<const char*>(tile);
   Vector sum[rows][width];
-#pragma GCC unroll 16
+  MOE_UNROLL(16)
   for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 8
+    MOE_UNROLL(8)
     for (int v = 0; v < width; ++v) sum[i][v] = Vector{};
   }
   for (std::int64_t line = 0; line < lines; line += 16) {
@@ -178,9 +179,9 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
     at[0] += 64 * 16;
     at[1] += 64 * 16;
   }
-#pragma GCC unroll 16
+  MOE_UNROLL(16)
   for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 8
+    MOE_UNROLL(8)
     for (int v = 0; v < width; ++v) *reinterpret_cast<Vector*>(sums + 32 * i + lanes * v) = sum[i][v];
   }
 }
