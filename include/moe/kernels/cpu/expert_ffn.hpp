@@ -126,7 +126,6 @@ struct FFNWorker {
 
   const MicroKernel& kernel(Index rows) const { return sizeof(T) == 4 ? table->f32[rows] : table->bf16[rows]; }
   Index chunks() const { return Index(work->chunks.size()); }
-  std::atomic<Index>& next() const { return work->counters[0]; }
   std::atomic<Index>& columns_done(Index part) const { return work->counters[(1 + part) * 8]; }
   std::atomic<Index>& up_done(Index chunk) const { return work->counters[(1 + down_parts) * 8 + chunk]; }
   std::byte* hidden_of(Index chunk) const { return work->hidden.data() + chunk % slots * slot_bytes; }
@@ -134,26 +133,49 @@ struct FFNWorker {
   void operator()(int thread) const {
     std::byte* gathered = work->gathered[thread].data();
     Index holds = -1;  // the chunk whose rows are gathered here
-    const Index parts = up_parts + down_parts, units = (chunks() + lag) * parts;
-    for (Index unit = next().fetch_add(1); unit < units; unit = next().fetch_add(1)) {
-      const Index step = unit / parts, part = unit % parts;
-      if (part < up_parts) {
-        if (step >= chunks()) continue;
-        if (holds != step) gather(work->chunks[step], gathered);
-        holds = step;
+    const Index units = (chunks() + lag) * (up_parts + down_parts);
+    // The following unit is taken early, so that its first panel can be asked for in time.
+    for (Index unit = take(), following = take(); unit < units; unit = following, following = take()) {
+      const Unit now = look(unit);
+      if (now.chunk < 0 || now.chunk >= chunks()) continue;
+      const RowChunk& chunk = work->chunks[now.chunk];
+      const char* coming = first_panel(following);
+      if (now.up) {
+        if (holds != now.chunk) gather(chunk, gathered);
+        holds = now.chunk;
         for (Index p = 0; p < down_parts; ++p)  // the slot's former chunk must have left it
-          wait_until([&] { return columns_done(p).load(std::memory_order_acquire) > step - slots; });
-        up(work->chunks[step], gathered, hidden_of(step), part);
-        up_done(step).fetch_add(1, std::memory_order_release);
+          wait_until([&] { return columns_done(p).load(std::memory_order_acquire) > now.chunk - slots; });
+        up(chunk, gathered, hidden_of(now.chunk), now.part, coming);
+        up_done(now.chunk).fetch_add(1, std::memory_order_release);
       } else {
-        const Index chunk = step - lag, mine = part - up_parts;
-        if (chunk < 0) continue;
-        wait_until([&] { return columns_done(mine).load(std::memory_order_acquire) == chunk; });
-        wait_until([&] { return up_done(chunk).load(std::memory_order_acquire) == up_parts; });
-        down(work->chunks[chunk], hidden_of(chunk), mine);
-        columns_done(mine).store(chunk + 1, std::memory_order_release);
+        wait_until([&] { return columns_done(now.part).load(std::memory_order_acquire) == now.chunk; });
+        wait_until([&] { return up_done(now.chunk).load(std::memory_order_acquire) == up_parts; });
+        down(chunk, hidden_of(now.chunk), now.part, coming);
+        columns_done(now.part).store(now.chunk + 1, std::memory_order_release);
       }
     }
+  }
+
+  /// One place in the queue: a chunk's parts of `up`, then the parts of `down` of the chunk `lag` before it. At both
+  /// ends of the queue there are places without a chunk.
+  struct Unit {
+    Index chunk, part;
+    bool up;
+  };
+  Index take() const { return work->counters[0].fetch_add(1); }
+  Unit look(Index unit) const {
+    const Index step = unit / (up_parts + down_parts), part = unit % (up_parts + down_parts);
+    return part < up_parts ? Unit{step, part, true} : Unit{step - lag, part - up_parts, false};
+  }
+  const char* first_panel(Index place) const {
+    const Unit unit = look(place);
+    if (unit.chunk < 0 || unit.chunk >= chunks()) return nullptr;
+    const Panels<T>& weights = unit.up ? call->up : call->down;
+    return pair_of(weights, work->chunks[unit.chunk], first_pair(weights, unit.part, unit.up ? up_parts : down_parts));
+  }
+  static Index first_pair(const Panels<T>& weights, Index part, Index parts) { return part * weights.pairs() / parts; }
+  static const char* pair_of(const Panels<T>& weights, const RowChunk& chunk, Index pair) {
+    return reinterpret_cast<const char*>(weights.panel(chunk.expert, 2 * pair));
   }
 
   Index token(Index row) const { return call->row_token == nullptr ? row : call->row_token[row]; }
@@ -181,17 +203,18 @@ struct FFNWorker {
   }
 
   /// The products of a chunk's tiles with one pair of panels, to sums (rows, 32).
-  void multiply(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair,
+  /// `coming`: what is read behind the pair.
+  void multiply(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair, const char* coming,
                 float* sums) const {
     const Index lines = weights.lines(), row_bytes = weights.depth * Index(sizeof(Factor));
     const Index stride = weights.panel_size() * Index(sizeof(T));
-    const auto* panel = reinterpret_cast<const char*>(weights.panel(chunk.expert, 2 * pair));
+    const char* panel = pair_of(weights, chunk, pair);
     // Meanwhile what comes next is asked for, all of it, each tile's kernel taking a share. A single tile uses a line
     // once, and has nothing to hide the requests behind.
     const bool one_by_one = kernel((chunk.rows + chunk.tiles - 1) / chunk.tiles).panels == 1;
-    const Index ahead = chunk.tiles < 2 ? 0 : one_by_one ? 16 : 32;
-    const char* next = panel + (one_by_one ? 1 : 2) * stride;
+    const Index ahead = chunk.tiles < 2 || coming == nullptr ? 0 : one_by_one ? 16 : 32;
     for (Index half = 0; half < 2; ++half, panel += stride) {
+      const char* next = one_by_one && half == 0 ? panel + stride : coming;
       for (Index t = 0; t < chunk.tiles; ++t) {
         const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
         const MicroKernel& run = kernel(rows);
@@ -204,13 +227,13 @@ struct FFNWorker {
   }
 
   /// Gate and up (or up alone) and the activation, from gathered rows to hidden values in tiles.
-  void up(const RowChunk& chunk, const std::byte* tiles, std::byte* hidden, Index part) const {
+  void up(const RowChunk& chunk, const std::byte* tiles, std::byte* hidden, Index part, const char* coming) const {
     alignas(64) float sums[most_tiles * MicroKernels::most_rows * 32];
     const Panels<T>& weights = call->up;
     const Index hidden_lines = call->down.depth / in_line, width = gated ? 16 : 32;
-    const Index end = (part + 1) * weights.pairs() / up_parts;
-    for (Index pair = part * weights.pairs() / up_parts; pair < end; ++pair) {
-      multiply(chunk, tiles, weights, pair, sums);
+    const Index end = first_pair(weights, part + 1, up_parts);
+    for (Index pair = first_pair(weights, part, up_parts); pair < end; ++pair) {
+      multiply(chunk, tiles, weights, pair, pair + 1 < end ? pair_of(weights, chunk, pair + 1) : coming, sums);
       if (call->up_bias != nullptr)
         add_bias(chunk.rows, call->up_bias + chunk.expert * weights.columns + pair * 32, sums);
       for (Index t = 0; t < chunk.tiles; ++t) {
@@ -234,11 +257,11 @@ struct FFNWorker {
   }
 
   /// The product with W_down, weighted and added to the rows' tokens.
-  void down(const RowChunk& chunk, const std::byte* hidden, Index part) const {
+  void down(const RowChunk& chunk, const std::byte* hidden, Index part, const char* coming) const {
     alignas(64) float sums[most_tiles * MicroKernels::most_rows * 32];
     const Panels<T>& weights = call->down;
-    const Index end = (part + 1) * weights.pairs() / down_parts;
-    for (Index pair = part * weights.pairs() / down_parts; pair < end; ++pair) {
+    const Index end = first_pair(weights, part + 1, down_parts);
+    for (Index pair = first_pair(weights, part, down_parts); pair < end; ++pair) {
       const Index column = pair * 32, live = std::min<Index>(32, call->hidden - column);
       if (live <= 0) break;
       for (Index i = 0; i < chunk.rows; ++i) {
@@ -247,7 +270,7 @@ struct FFNWorker {
         __builtin_prefetch(call->y + t * call->hidden + column, 1);
         __builtin_prefetch(call->y + t * call->hidden + column + 16, 1);
       }
-      multiply(chunk, hidden, weights, pair, sums);
+      multiply(chunk, hidden, weights, pair, pair + 1 < end ? pair_of(weights, chunk, pair + 1) : coming, sums);
       if (call->down_bias != nullptr)
         add_bias(chunk.rows, call->down_bias + chunk.expert * weights.columns + column, sums);
       for (Index i = 0; i < chunk.rows; ++i) {
@@ -287,7 +310,7 @@ void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FF
   if (chunks == 0) return;
   const Index up_parts = std::clamp<Index>(64 * threads / chunks, 1, std::min<Index>(16, call.up.pairs()));
   const Index down_parts = std::min<Index>(std::max<Index>(4, 2 * threads), call.down.pairs());
-  const Index lag = 1 + (threads - 1) / up_parts, slots = lag + 2;
+  const Index lag = 1 + (threads - 1) / up_parts, slots = lag + 4;
   const Index slot_bytes = (most * call.down.depth * factor + 63) / 64 * 64;
   work.reserve(threads, most * call.up.depth * factor, slots * slot_bytes, (1 + down_parts) * 8 + chunks);
   auto launch = [&](auto worker) {
