@@ -1,0 +1,244 @@
+// Packed weights: micro-kernels and panels against plain loops, whole networks against a reference in double, within
+// bounds that follow from the roundings.
+#include <moe_test/packed.hpp>
+
+namespace packed_kernels_test {
+
+using namespace moe_test;
+using moe::bfloat16;
+using moe::kernels::cpu::micro_kernels;
+using moe::kernels::cpu::MicroKernel;
+
+/// The number (row, k) of a tile of `rows` rows, lines of 64 bytes: [block of the sum][row][line].
+template <class Factor>
+Factor& in_tile(std::vector<Factor>& tile, Index rows, Index row, Index k) {
+  constexpr Index in_line = 64 / sizeof(Factor);
+  return tile[(k / in_line * rows + row) * in_line + k % in_line];
+}
+
+/// One kernel of T's panels and tiles of Factor against plain loops. Panels lie apart, with NaN in between.
+template <class T, class Factor>
+void check_kernel(const MicroKernel& kernel, Index rows, Index depth, const reference::Precision& precision,
+                  Worst& worst) {
+  constexpr Index in_line = 4 / sizeof(T);
+  const Index size = 16 * depth, gap = 32 / sizeof(T);
+  REQUIRE(kernel.run != nullptr);
+  REQUIRE((kernel.panels == 1 || kernel.panels == 2));
+  std::vector<Factor> tile = random_numbers<Factor>(unsigned(rows + depth), rows * depth);
+  if (sizeof(T) == 2) {
+    for (Factor& f : tile) f = Factor(float(bfloat16(float(f))));
+  }
+  std::vector<T> panels(2 * size + gap, T(NAN));
+  const auto numbers = random_numbers<T>(unsigned(3 * rows + depth), 2 * size);
+  std::copy(numbers.begin(), numbers.begin() + size, panels.begin());
+  if (kernel.panels == 2) std::copy(numbers.begin() + size, numbers.end(), panels.begin() + size + gap);
+  const Index columns = 16 * kernel.panels;
+  std::vector<float> sums(rows * 32, 77.0f);
+  kernel.run(tile.data(), panels.data(), (size + gap) * Index(sizeof(T)), depth / in_line,
+             reinterpret_cast<const char*>(panels.data()), rows % 3, sums.data());
+  for (Index i = 0; i < rows; ++i) {
+    for (Index c = 0; c < 32; ++c) {
+      if (c >= columns) {
+        CHECK(sums[32 * i + c] == 77.0f);
+        continue;
+      }
+      double sum = 0, magnitude = 0;
+      for (Index k = 0; k < depth; ++k) {
+        const Index line = k / in_line;
+        const double weight = panels[c / 16 * (size + gap) + (line * 16 + c % 16) * in_line + k % in_line];
+        const double product = weight * double(in_tile(tile, rows, i, k));
+        sum += product;
+        magnitude += std::abs(product);
+      }
+      worst.see(std::abs(sum - double(sums[32 * i + c])),
+                precision.products * double(depth + 1) * reference::f32_unit * magnitude);
+    }
+  }
+}
+
+TEST_CASE("Micro-kernels agree with plain loops") {
+  const auto& table = micro_kernels();
+  CAPTURE(table.name);
+  REQUIRE(table.rows >= 1);
+  REQUIRE(table.rows <= moe::kernels::cpu::MicroKernels::most_rows);
+  Worst full, half;
+  for (Index rows = 1; rows <= table.rows; ++rows) {
+    for (const Index depth : {32, 64, 352}) {
+      CAPTURE(rows, depth);
+      check_kernel<float, float>(table.f32[rows], rows, depth, kernel_precision<float>(), full);
+      if (table.pairs) {
+        check_kernel<bfloat16, bfloat16>(table.bf16[rows], rows, depth, kernel_precision<bfloat16>(), half);
+      } else {
+        check_kernel<bfloat16, float>(table.bf16[rows], rows, depth, kernel_precision<bfloat16>(), half);
+      }
+    }
+  }
+  for (Index rows = table.rows + 1; rows <= moe::kernels::cpu::MicroKernels::most_rows; ++rows)
+    CHECK((table.f32[rows].run == nullptr && table.bf16[rows].run == nullptr));
+  full.check();
+  half.check();
+}
+
+template <class From, class To, bool gated>
+void check_panels(Index experts, Index rows, Index depth) {
+  CAPTURE(experts, rows, depth, gated, sizeof(From), sizeof(To));
+  const auto weight = random<moe::Tensor3<From, Host>>(5, experts, rows, depth);
+  const Index half = rows / 2, padded = (half + 31) / 32 * 32;
+  moe::kernels::PackedWeights<To> panels(experts, gated ? 2 * padded : rows, depth);
+  REQUIRE(panels.experts == experts);
+  REQUIRE(panels.columns % 32 == 0);
+  REQUIRE(panels.depth % 32 == 0);
+  REQUIRE(panels.columns >= rows);
+  REQUIRE(panels.depth >= depth);
+  REQUIRE(reinterpret_cast<std::uintptr_t>(panels.memory.data()) % 64 == 0);
+  std::memset(static_cast<void*>(panels.memory.data()), 0xff, experts * panels.columns * panels.depth * sizeof(To));
+  moe::kernels::pack<gated>(Host{}, weight, panels);
+  std::vector<char> seen(experts * panels.columns * panels.depth);
+  Index wrong = 0;
+  for (Index e = 0; e < experts; ++e) {
+    for (Index column = 0; column < panels.columns; ++column) {
+      // Gated: pairs of panels hold 16 of the gate's rows and the same 16 of up's.
+      const Index within = column / 32 * 16 + column % 16, up = column % 32 / 16;
+      const Index row = !gated ? column : within < half ? up * half + within : rows;
+      for (Index k = 0; k < panels.depth; ++k) {
+        const float expected = row < rows && k < depth ? float(To(float(weight(e, row, k)))) : 0.0f;
+        To& number = panels.at(e, column, k);
+        wrong += float(number) != expected || std::signbit(float(number)) != std::signbit(expected);
+        ++seen[&number - panels.memory.data()];
+      }
+    }
+  }
+  CHECK(wrong == 0);
+  CHECK(std::all_of(seen.begin(), seen.end(), [](char times) { return times == 1; }));
+}
+
+TEST_CASE("Panels give back what was packed, and zeros around it") {
+  for (const Index rows : {1, 2, 15, 16, 17, 31, 32, 33, 34, 70, 96}) {
+    for (const Index depth : {1, 2, 31, 32, 33, 65}) {
+      check_panels<float, float, false>(2, rows, depth);
+      check_panels<double, bfloat16, false>(3, rows, depth);
+      if (rows % 2 != 0) continue;
+      check_panels<float, float, true>(3, rows, depth);
+      check_panels<float, bfloat16, true>(2, rows, depth);
+    }
+  }
+}
+
+/// What a call is made of beside the experts.
+struct Rows {
+  std::vector<Index> counts;  ///< of each expert
+  Index tokens;
+  bool tokens_given = true;  ///< else row r is token r
+  bool weighted = true;
+  int padding = 0;  ///< every so manieth row has no token
+};
+
+/// y += the experts' sum, from the reference, and how far the kernels may be from it.
+template <class T, class Activation>
+void check_call(Index hidden, Index inner, bool biased, const Rows& rows, moe::kernels::PackedWorkspace& work,
+                Worst& worst) {
+  const Index experts = Index(rows.counts.size());
+  CAPTURE(sizeof(T), hidden, inner, biased, rows.counts, rows.tokens, rows.tokens_given, rows.weighted, rows.padding);
+  const PackedExperts<T, Activation> packed(experts, hidden, inner, biased);
+  std::vector<Index> offsets{0};
+  for (Index count : rows.counts) offsets.push_back(offsets.back() + count);
+  const Index all = offsets.back();
+  const auto x = random_numbers<T>(1, rows.tokens * hidden);
+  const auto before = random_numbers<float>(2, rows.tokens * hidden);
+  const auto weight = random_numbers<float>(3, all + 7);
+  std::mt19937 engine(unsigned(4 + all));
+  std::vector<Index> token(all), assignment(all);
+  for (Index r = 0; r < all; ++r) {
+    token[r] = rows.tokens_given ? Index(engine() % unsigned(rows.tokens)) : r;
+    if (rows.padding != 0 && r % rows.padding == 0) token[r] = -1;
+    assignment[r] = Index(engine() % unsigned(all + 7));
+  }
+  std::vector<float> y = before;
+  auto call = packed.call(x.data(), offsets.data(), y.data());
+  if (rows.tokens_given) call.row_token = token.data();
+  if (rows.weighted) call.weight = weight.data();
+  if (rows.weighted && rows.tokens_given) call.row_assignment = assignment.data();
+  moe::kernels::packed_ffn(Host{}, call, work);
+
+  // y + w_1 v_1 + w_2 v_2 ...: each step rounds the product and the sum so far.
+  std::vector<double> expected(before.begin(), before.end()), bound(y.size()), size(y.size());
+  for (std::size_t i = 0; i < y.size(); ++i) size[i] = std::abs(expected[i]);
+  for (Index e = 0; e < experts; ++e) {
+    const auto expert = expert_of(packed, e, Activation::gated);
+    for (Index r = offsets[e]; r < offsets[e + 1]; ++r) {
+      const Index t = token[r];
+      if (t < 0) continue;
+      const reference::Bounded in{rows_at(x.data() + t * hidden, hidden, 1), reference::Column::Zero(hidden)};
+      const auto out = expert_ffn(expert, curve_of<Activation>(), in, kernel_precision<T>());
+      const double w = !rows.weighted ? 1.0 : weight[rows.tokens_given ? assignment[r] : r];
+      for (Index h = 0; h < hidden; ++h) {
+        const Index at = t * hidden + h;
+        expected[at] += w * out.value(h);
+        size[at] += std::abs(w) * (std::abs(out.value(h)) + out.bound(h));
+        bound[at] += std::abs(w) * out.bound(h) + 2 * reference::f32_unit * size[at];
+      }
+    }
+  }
+  for (std::size_t i = 0; i < y.size(); ++i) worst.see(std::abs(double(y[i]) - expected[i]), bound[i]);
+}
+
+/// Sizes that no vector divides, 1 included, and some that all do.
+const std::vector<std::pair<Index, Index>> sizes = {{1, 1},  {5, 3},   {17, 33}, {33, 17}, {31, 1},
+                                                    {1, 40}, {64, 96}, {47, 64}, {32, 16}, {100, 70}};
+
+template <class T, class Activation>
+void check_activation() {
+  moe::kernels::PackedWorkspace work;  // one for calls of all shapes
+  Worst worst;
+  bool biased = false;
+  for (const auto& [hidden, inner] : sizes) {
+    check_call<T, Activation>(hidden, inner, biased, {{3, 0, 1, 8}, 9}, work, worst);
+    check_call<T, Activation>(hidden, inner, !biased, {{0, 0, 13, 0}, 6, true, false}, work, worst);
+    check_call<T, Activation>(hidden, inner, biased, {{0, 7, 20, 1}, 5, true, true, 3}, work, worst);
+    check_call<T, Activation>(hidden, inner, !biased, {{6, 0, 5}, 11, false, true}, work, worst);
+    check_call<T, Activation>(hidden, inner, !biased, {{6, 1, 4}, 11, false, false}, work, worst);
+    biased = !biased;
+  }
+  worst.check();
+}
+
+TEMPLATE_TEST_CASE("Packed experts agree with the reference", "", float, bfloat16) {
+  check_activation<TestType, moe::SwiGLU>();
+  check_activation<TestType, moe::GeGLU>();
+  check_activation<TestType, moe::ClampedSwiGLU>();
+  check_activation<TestType, moe::ReLU>();
+  check_activation<TestType, moe::SiLU>();
+  check_activation<TestType, Shifted>();
+  check_activation<TestType, ShiftedProduct>();
+}
+
+TEMPLATE_TEST_CASE("Packed experts agree with the reference for any number of rows", "", float, bfloat16) {
+  moe::kernels::PackedWorkspace work;
+  Worst worst;
+  for (Index count = 1; count <= 33; ++count)
+    check_call<TestType, moe::SwiGLU>(37, 21, count % 2 == 0, {{count, 34 - count, 2}, 40, true, true, 11}, work,
+                                      worst);
+  check_call<TestType, moe::SwiGLU>(37, 21, true, {{500, 0, 100, 227}, 90}, work, worst);  // several chunks each
+  check_call<TestType, moe::SwiGLU>(700, 45, true, {{150, 3}, 40}, work, worst);           // long rows: short chunks
+  check_call<TestType, moe::SwiGLU>(45, 700, true, {{150, 3}, 40}, work, worst);
+  check_call<TestType, moe::SwiGLU>(20, 20, true, {std::vector<Index>(200, 1), 40}, work, worst);  // many experts
+  worst.check();
+}
+
+TEMPLATE_TEST_CASE("Packed experts without rows leave y as it is", "", float, bfloat16) {
+  moe::kernels::PackedWorkspace work;
+  const PackedExperts<TestType, ShiftedProduct> packed(3, 33, 5, true);
+  const std::vector<Index> none{0, 0, 0, 0}, five{0, 2, 2, 5}, nowhere(5, -1);
+  const auto x = random_numbers<TestType>(1, 4 * 33);
+  const auto before = random_numbers<float>(2, 4 * 33);
+  auto y = before;
+  moe::kernels::packed_ffn(Host{}, packed.call(x.data(), none.data(), y.data()), work);
+  CHECK(y == before);
+  moe::kernels::packed_ffn(Host{}, packed.call(nullptr, none.data(), nullptr), work);  // no tokens
+  auto call = packed.call(x.data(), five.data(), y.data());
+  call.row_token = nowhere.data();
+  moe::kernels::packed_ffn(Host{}, call, work);
+  CHECK(y == before);
+}
+
+}  // namespace packed_kernels_test
