@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "moe/core/bfloat16.hpp"
 #include "moe/core/types.hpp"
@@ -32,6 +33,8 @@ class PageBuffer {
 #endif
     data_ = std::shared_ptr<T>(data, [](T* p) { std::free(p); });
   }
+  /// Memory made elsewhere, aligned to 64 bytes.
+  explicit PageBuffer(std::shared_ptr<T> data) : data_(std::move(data)) {}
   T* data() const {
     return data_.get();
   }
