@@ -83,6 +83,11 @@ struct PackedSharedExperts {
     }
     FFN{activation}.add_all(ctx, Matrix<const T, Space>(x), gate, token, saved.every.plan, p.ffn, y, saved.ffn);
   }
+
+  template <class T, class Space, class... Rest>
+  void backward(Context<Space>&, const Batch<T, Space>&, const Rest&...) const {
+    (void)sizeof(detail::PackedBackward<T>);
+  }
 };
 
 MOE_NAMESPACE_END

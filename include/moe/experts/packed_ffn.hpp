@@ -43,6 +43,14 @@ void packed_ffn(Context<Space>& ctx, kernels::PackedFFNCall<T, Activation>& call
   }
 }
 
+/// Says why a packed layer cannot be trained, once for all its parts.
+template <class T>
+struct PackedBackward {
+  static_assert(std::is_void_v<T>,
+                "moe::pack: a packed layer is for inference and has no backward. Train the layer that it was made "
+                "from, and pack that layer again.");
+};
+
 }  // namespace detail
 
 /// ExpertFFN<Activation, BiasChoice> with packed weights, in float or bfloat16; sums are f32. It has no backward: train
@@ -143,6 +151,11 @@ struct PackedFFN {
     call.row_token = row_token;
     call.weight = weight;
     detail::packed_ffn<true>(ctx, call, y, saved.work);
+  }
+
+  template <class T, class Space, class... Rest>
+  void backward(Context<Space>&, const Matrix<T, Space>&, const Rest&...) const {
+    (void)sizeof(detail::PackedBackward<T>);
   }
 
  private:

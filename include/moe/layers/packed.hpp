@@ -53,7 +53,9 @@ struct PackLayer<MoELayer<Policies...>, T> {
   using Layer = MoELayer<Policies...>;
   using Space = typename Layer::Space;
   using Kept = typename WithoutPrecision<List<>, Policies...>::type;
-  using Packed = typename PackedLayer<Kept, T>::type;
+  static constexpr bool packs = std::is_same_v<T, float> || std::is_same_v<T, bfloat16>;
+  static_assert(packs, "moe::pack: packed weights are float or moe::bfloat16; say which: moe::pack<float>(layer).");
+  using Packed = typename PackedLayer<Kept, std::conditional_t<packs, T, float>>::type;
 
   static Packed make(const Layer& layer) { return make(layer, Kept{}); }
 

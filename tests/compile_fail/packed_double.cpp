@@ -1,0 +1,13 @@
+// expect: packed weights are float or moe::bfloat16
+#include <moe/moe.hpp>
+
+#ifdef MOE_COMPILE_FAIL_FIXED
+using Number = moe::bfloat16;
+#else
+using Number = double;
+#endif
+
+void use(const moe::MoELayer<moe::Precision<double>, moe::SharedExperts<1>>& layer) {
+  auto packed = moe::pack<Number>(layer);
+  static_cast<void>(packed);
+}
