@@ -48,7 +48,6 @@ struct PackedSharedExperts {
 
   template <class T, class Space>
   struct Saved {
-    typename FFN::template Saved<T, Space> ffn;
     detail::EveryToken<Space> every;
     Matrix<RouterReal<T>, Space> input, gate;  ///< (T, H) and (T, 1), where gated
     Vector<Index, Space> token;                ///< (T), where the batch has a mask
@@ -81,7 +80,7 @@ struct PackedSharedExperts {
                            detail::LiveToken<Space>{batch.mask, saved.token});
       token = saved.token.data();
     }
-    FFN{activation}.add_all(ctx, Matrix<const T, Space>(x), gate, token, saved.every.plan, p.ffn, y, saved.ffn);
+    FFN{activation}.add_all(ctx, Matrix<const T, Space>(x), gate, token, saved.every.plan, p.ffn, y);
   }
 
   template <class T, class Space, class... Rest>

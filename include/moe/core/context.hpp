@@ -119,7 +119,8 @@ class Context {
         "selection, or at the routing given to forward. (Those choices counted as none.)");
   }
 
-  /// A value of type `State` kept for `owner` between calls: what inference uses instead of a caller's tape.
+  /// A value of type `State` kept for `owner` between calls: what inference uses instead of a caller's tape. Owner 0 is
+  /// the context itself, with the workspace of kernels.
   template <class State>
   State& kept(std::uint64_t owner) {
     std::shared_ptr<void>& slot = kept_[owner];

@@ -25,9 +25,10 @@ struct NarrowRow {
 };
 
 /// Runs `call` with a sum in f32 that ends in y (R, H): y itself where it is float, else a scratch array.
+/// One workspace a context: layers run one after another in it.
 template <bool add, class T, class Activation, class Space>
-void packed_ffn(Context<Space>& ctx, kernels::PackedFFNCall<T, Activation>& call, const Matrix<T, Space>& y,
-                kernels::PackedWorkspace& work) {
+void packed_ffn(Context<Space>& ctx, kernels::PackedFFNCall<T, Activation>& call, const Matrix<T, Space>& y) {
+  auto& work = ctx.template kept<kernels::PackedWorkspace>(0);
   if constexpr (std::is_same_v<T, float>) {
     if (!add) fill(ctx.space, y, 0.0f);
     call.y = y.data();
@@ -100,9 +101,7 @@ struct PackedFFN {
   };
 
   template <class, class>
-  struct Saved {
-    kernels::PackedWorkspace work;
-  };
+  struct Saved {};
 
   template <class T, class Space>
   Parameters<T, Space> parameters(const ExpertShape& shape) const {
@@ -124,33 +123,32 @@ struct PackedFFN {
   /// rows (R, H) to out (R, H), sorted by expert as `plan` says.
   template <class T, class Space>
   void forward(Context<Space>& ctx, const Matrix<T, Space>& rows, const DispatchPlan<Space>& plan,
-               const Parameters<T, Space>& p, const Matrix<T, Space>& out, Saved<T, Space>& saved) const {
+               const Parameters<T, Space>& p, const Matrix<T, Space>& out, Saved<T, Space>&) const {
     auto call = arguments(rows.data(), Index(rows.extent(1)), plan, p);
-    detail::packed_ffn<false>(ctx, call, out, saved.work);
+    detail::packed_ffn<false>(ctx, call, out);
   }
 
   /// The same from tokens to tokens: y(t) = the sum of weight * FFN(x(t)) over t's rows. x, y (T, H), weight (A).
   template <class T, class Real, class Space>
   void forward_combined(Context<Space>& ctx, const Matrix<const T, Space>& x, const Vector<const Real, Space>& weight,
                         const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& y,
-                        Saved<T, Space>& saved) const {
+                        Saved<T, Space>&) const {
     auto call = arguments(x.data(), Index(x.extent(1)), plan, p);
     call.row_token = plan.row_token.data();
     call.row_assignment = plan.row_assignment.data();
     call.weight = weight.data();
-    detail::packed_ffn<false>(ctx, call, y, saved.work);
+    detail::packed_ffn<false>(ctx, call, y);
   }
 
   /// y(t) += weight(t) * FFN_0(x(t)) for every t of one expert, but where row_token(t) is -1. Null pointers: 1, and
   /// all.
   template <class T, class Space>
   void add_all(Context<Space>& ctx, const Matrix<const T, Space>& x, const float* weight, const Index* row_token,
-               const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& y,
-               Saved<T, Space>& saved) const {
+               const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& y) const {
     auto call = arguments(x.data(), Index(x.extent(1)), plan, p);
     call.row_token = row_token;
     call.weight = weight;
-    detail::packed_ffn<true>(ctx, call, y, saved.work);
+    detail::packed_ffn<true>(ctx, call, y);
   }
 
   template <class T, class Space, class... Rest>
