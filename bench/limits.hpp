@@ -5,7 +5,14 @@
 #include <Kokkos_Core.hpp>
 #include <algorithm>
 #include <chrono>
-#include <vector>
+#include <cstdint>
+#include <string>
+
+#include "pages.hpp"
+
+#if defined(__AVX512BF16__)
+#  include <immintrin.h>
+#endif
 
 namespace bench {
 
@@ -24,9 +31,25 @@ typedef float Register __attribute__((vector_size(MOE_BENCH_BYTES)));
 inline constexpr int lanes = MOE_BENCH_BYTES / 4;
 #undef MOE_BENCH_BYTES
 
-/// Twelve chains of multiply-adds, which is more than latency hides.
+/// The widest instructions that this program was compiled for.
+inline std::string instructions() {
+#if defined(__AVX512BF16__)
+  return "AVX-512 with bf16";
+#elif defined(__AVX512F__)
+  return "AVX-512";
+#elif defined(__AVX2__) && defined(__FMA__)
+  return "AVX2 with FMA";
+#elif defined(__AVX__)
+  return "AVX";
+#else
+  return "16-byte registers";
+#endif
+}
+
+inline constexpr int chains = 12;  ///< independent sums: more than the latency of a multiply-add hides
+
 inline float multiply_adds(long rounds) {
-  Register sums[12], factor, term;
+  Register sums[chains], factor, term;
   for (int l = 0; l < lanes; ++l) factor[l] = 0.999f, term[l] = 1e-3f;
   for (Register& sum : sums) sum = term;
   for (long r = 0; r < rounds; ++r) {
@@ -36,6 +59,21 @@ inline float multiply_adds(long rounds) {
   for (const Register& sum : sums) total += sum[0];
   return total;
 }
+
+#if defined(__AVX512BF16__)
+/// Each instruction adds two products of bf16 to each of 16 sums.
+inline float bf16_multiply_adds(long rounds) {
+  __m512 sums[chains];
+  for (int c = 0; c < chains; ++c) sums[c] = _mm512_set1_ps(1e-3f * float(c));  // equal chains might be merged
+  const __m512bh factor = _mm512_cvtne2ps_pbh(sums[1], sums[1]);
+  for (long r = 0; r < rounds; ++r) {
+    for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, factor, factor);
+  }
+  float total = 0;
+  for (const __m512& sum : sums) total += _mm512_cvtss_f32(sum);
+  return total;
+}
+#endif
 
 inline float read(const float* from, std::size_t count) {
   Register sums[8] = {};
@@ -67,17 +105,32 @@ double best_of(int rounds, const F& f) {
 
 /// The limits, measured anew at each call, since they move.
 struct Limits {
-  double gflops = 0;  ///< single precision, all threads
-  double gbs = 0;     ///< bytes read from memory a second, in 1e9, all threads
+  double gflops = 0;       ///< single precision, all threads
+  double bf16_gflops = 0;  ///< bf16 with sums in single precision; `gflops` where it is computed in single precision
+  double gbs = 0;          ///< bytes read from memory a second, in 1e9, all threads
+  bool huge_pages = false;
 
   static Limits measure() {
     const int threads = Kokkos::DefaultHostExecutionSpace().concurrency();
     const long rounds = 2'000'000;
+    const double products = 1e-9 * chains * lanes * double(rounds) * threads;
     Limits limits;
-    limits.gflops =
-        2e-9 * 12 * lanes * double(rounds) * threads / best_of(5, [&](int) { return multiply_adds(rounds); });
-    static const Kokkos::View<float*, Kokkos::HostSpace> memory("bench::memory", std::size_t(96) << 20);
-    const std::size_t part = memory.size() / threads / 256 * 256;
+    limits.gflops = 2 * products / best_of(5, [&](int) { return multiply_adds(rounds); });
+#if defined(__AVX512BF16__)
+    limits.bf16_gflops = 4 * products / best_of(5, [&](int) { return bf16_multiply_adds(rounds); });
+#else
+    limits.bf16_gflops = limits.gflops;
+#endif
+    const std::size_t part = (std::size_t(96) << 20) / threads / 256 * 256;
+    static const Pages memory = [&] {
+      Pages fresh(part * threads);
+      best_of(1, [&](int thread) {  // each thread's part lies in the memory nearest to it
+        std::fill_n(fresh.data() + thread * part, part, 1.0f);
+        return 0.0f;
+      });
+      return fresh;
+    }();
+    limits.huge_pages = memory.huge();
     limits.gbs = 1e-9 * double(part) * threads * sizeof(float) /
                  best_of(3, [&](int thread) { return read(memory.data() + thread * part, part); });
     return limits;
