@@ -7,11 +7,7 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import shapes
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -154,6 +150,8 @@ def versions():
 
 
 def main():
+    import shapes  # beside this script; to those who import this module it is peers.shapes
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--failing", action="store_true", help="print only the peers that do not work, and why")
     failing = parser.parse_args().failing

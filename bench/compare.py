@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Measures this machine's limits, each peer and a command of ours in turn, and prints one table.
+
+Times move from minute to minute on shared machines, so that only rounds count in which all run one after the other. A
+round whose own probe of the multiply-add peak is more than 2% under the best is rejected: others used the processor.
+
+The command finds SHAPE, DTYPE and T in its environment and is formatted with {shape}, {dtype}, {tokens}, {skew},
+{hidden}, {intermediate}, {experts}, {top_k} and {shared}. It prints a line of JSON a measurement, with impl, T, min_s,
+med_s, gflops, gbs, bound_share and stages.
+
+  bench/compare.py dsmoe-s f32 512,2048 -- build/bench/bin/bench_layer --shape {shape} --tokens {tokens} --dtype {dtype} --json
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+from peers import catalogue, shapes
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIMITS = ROOT / "build" / "bench" / "bin" / "bench_limits"
+TOLERANCE = 0.02  # of the peak, below which a round is rejected
+
+
+def measure_limits(threads):
+    """The peaks and the read bandwidth now; None where bench_limits is not built."""
+    if not LIMITS.exists():
+        return None
+    done = subprocess.run(
+        [str(LIMITS), "--json"], env=catalogue.environment(threads), capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def our_command(template, shape, dtype, tokens, skew):
+    values = {
+        "shape": shape.name,
+        "dtype": dtype,
+        "tokens": ",".join(map(str, tokens)),
+        "skew": skew,
+        "hidden": shape.hidden,
+        "intermediate": shape.intermediate,
+        "experts": shape.experts,
+        "top_k": shape.top_k,
+        "shared": shape.shared,
+    }
+    return [part.format(**values) for part in template]
+
+
+def measure_ours(template, shape, dtype, tokens, threads, skew):
+    settings = catalogue.environment(threads)
+    settings |= {"SHAPE": shape.name, "DTYPE": dtype, "T": ",".join(map(str, tokens))}
+    return catalogue.run(our_command(template, shape, dtype, tokens, skew), settings, 600, "moe")
+
+
+def measure_round(shape, dtype, tokens, template, threads, skew=0.0, repeats=7, progress=lambda what: None):
+    """One round: limits, ours, the peers, and the limits again. Every line says whose it is."""
+    result = {"limits": [], "lines": []}
+
+    def probe():
+        progress("limits")
+        limits = measure_limits(threads)
+        if limits:
+            result["limits"].append(limits)
+
+    probe()
+    if template:
+        progress("ours")
+        result["lines"] += [{"ours": True, **line} for line in measure_ours(template, shape, dtype, tokens, threads, skew)]
+    for peer in catalogue.PEERS:
+        if peer.suits(shape, dtype):
+            progress(peer.name)
+            found = catalogue.measure(peer, shape, dtype, tokens, threads, skew, repeats)
+            result["lines"] += [{"ours": False, **line} for line in found]
+    probe()
+    return result
+
+
+def peak(limits, dtype):
+    return limits["bf16_gflops" if dtype == "bf16" else "gflops"]
+
+
+def keep(rounds, dtype):
+    """The rounds that nobody disturbed: both their probes reach the best peak but for the tolerance."""
+    probes = [min((peak(limits, dtype) for limits in each["limits"]), default=0) for each in rounds]
+    best = max(probes, default=0)
+    return [each for each, probe in zip(rounds, probes) if probe >= (1 - TOLERANCE) * best]
+
+
+def summarise(rounds, shape, dtype):
+    """The rows of the table and the reasons of those who have none, from a comparison's rounds."""
+    kept = keep(rounds, dtype)
+    limits = [each for kept_round in kept for each in kept_round["limits"]]
+    roof = max((peak(each, dtype) for each in limits), default=None)
+    bandwidth = max((each["gbs"] for each in limits), default=None)
+    groups, reasons = {}, {}
+    for line in (line for each in kept for line in each["lines"]):
+        if "failed" in line:
+            reasons[line["impl"]] = line["failed"]
+        else:
+            groups.setdefault((line["T"], line["impl"], line["ours"]), []).append(line)
+    rows = []
+    for (tokens, name, ours), lines in groups.items():
+        best = min(lines, key=lambda line: line["min_s"])
+        flops, data = shape.flops(tokens), best["gbs"] * best["min_s"] * 1e9
+        row = {
+            "T": tokens,
+            "impl": name,
+            "ours": ours,
+            "min_s": best["min_s"],
+            "med_s": statistics.median(line["med_s"] for line in lines),
+            "gflops": flops / best["min_s"] * 1e-9,
+            "gbs": best["gbs"],
+            "bytes": data,
+            "stages": best.get("stages"),
+        }
+        if roof:
+            row["bound_share"] = max(flops / roof, data / bandwidth) * 1e-9 / best["min_s"]
+        rows.append(row)
+    for row in rows:
+        peers = [other["min_s"] for other in rows if other["T"] == row["T"] and not other["ours"]]
+        row["ratio"] = min(peers) / row["min_s"] if peers else None
+    rows.sort(key=lambda row: (row["T"], row["min_s"]))
+    return {
+        "rows": rows,
+        "reasons": reasons,
+        "peak": roof,
+        "bandwidth": bandwidth,
+        "kept": len(kept),
+        "rounds": len(rounds),
+    }
+
+
+def table(summary):
+    """The table as text."""
+    head = ("T", "implementation", "min ms", "median ms", "GFLOP/s", "GB/s", "of the bound", "best peer / this")
+    lines = ["{:>6}  {:34} {:>10} {:>10} {:>9} {:>7} {:>13}  {}".format(*head)]
+    for row in summary["rows"]:
+        share = f"{row['bound_share']:.0%}" if "bound_share" in row else "-"
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
+        lines.append(
+            f"{row['T']:6}  {row['impl']:34} {row['min_s'] * 1e3:10.3f} {row['med_s'] * 1e3:10.3f} "
+            f"{row['gflops']:9.1f} {row['gbs']:7.1f} {share:>13}  {ratio}"
+        )
+    if summary["peak"]:
+        lines.append(f"limits: {summary['peak']:.0f} GFLOP/s, {summary['bandwidth']:.1f} GB/s")
+    else:
+        lines.append("limits: bench_limits is not built, so shares of the bound are unknown")
+    lines.append(f"rounds: {summary['kept']} of {summary['rounds']} kept")
+    lines += [f"left out: {name}: {reason}" for name, reason in summary["reasons"].items()]
+    return "\n".join(lines)
+
+
+def say(text):
+    print(f"\r{text:60}", end="", file=sys.stderr, flush=True)
+
+
+def arguments():
+    own = sys.argv[1:]
+    template = []
+    if "--" in own:
+        template = own[own.index("--") + 1 :]
+        own = own[: own.index("--")]
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s SHAPE DTYPE T[,T...] [options] [-- COMMAND...]",
+    )
+    parser.add_argument("shape", metavar="SHAPE", help=shapes.SYNTAX)
+    parser.add_argument("dtype", metavar="DTYPE", choices=shapes.BYTES, help=" or ".join(shapes.BYTES))
+    parser.add_argument("tokens", metavar="T[,T...]", help="numbers of tokens")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7, help="timed passes of a peer in a round")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--skew", type=float, default=0, help="exponent of the experts' popularity: 1 is Zipf's law")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
+    options = parser.parse_args(own)
+    try:
+        options.shape = shapes.parse(options.shape)
+        options.tokens = [int(tokens) for tokens in options.tokens.split(",")]
+        our_command(template, options.shape, options.dtype, options.tokens, options.skew)
+    except KeyError as unknown:
+        parser.error(f"the command has the unknown placeholder {unknown}")
+    except (ValueError, IndexError) as error:
+        parser.error(str(error))
+    return options, template
+
+
+def main():
+    options, template = arguments()
+    rounds = []
+    for number in range(options.rounds):
+        progress = lambda what: say(f"round {number + 1} of {options.rounds}: {what}")
+        rounds.append(
+            measure_round(
+                options.shape,
+                options.dtype,
+                options.tokens,
+                template,
+                options.threads,
+                options.skew,
+                options.repeats,
+                progress,
+            )
+        )
+    say("")
+    summary = summarise(rounds, options.shape, options.dtype)
+    print("\r" + (json.dumps(summary) if options.json else table(summary)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The generated parts of docs/performance.md. Everything outside their markers is written by hand and stays."""
+
+import re
+
+import compare
+
+STAGES = ("route", "dispatch", "experts", "combine", "branches")
+GOAL_RATIO = 1.0  # best peer / ours: at least as fast as every peer
+GOAL_SHARE = 0.8  # of the bound
+
+
+def replace_block(text, name, content):
+    """Puts content between the markers of a name; adds them at the end where they are missing."""
+    begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+    block = f"{begin}\n{content.strip()}\n{end}"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if pattern.search(text):
+        return pattern.sub(lambda _: block, text, count=1)
+    return f"{text.rstrip()}\n\n{block}\n"
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def number(value, form):
+    return "–" if value is None else format(value, form)
+
+
+def ours_and_best(summary, tokens):
+    """Our row and the best peer's for a number of tokens; None where there is none."""
+    rows = [row for row in summary["rows"] if row["T"] == tokens]
+    ours = next((row for row in rows if row["ours"]), None)
+    best = next((row for row in rows if not row["ours"]), None)  # rows are sorted by time
+    return ours, best
+
+
+def field(row, name):
+    return row.get(name) if row else None
+
+
+def milliseconds(row):
+    return number(row["min_s"] * 1e3 if row else None, ".1f")
+
+
+def machine(description, date, limits):
+    rows = [(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in description.items()]
+    rows.append(("measured on", date))
+    for name, unit in (("gflops", "GFLOP/s in f32"), ("bf16_gflops", "GFLOP/s in bf16"), ("gbs", "GB/s read")):
+        if limits:
+            low, high = min(each[name] for each in limits), max(each[name] for each in limits)
+            rows.append((f"limit, {unit}", f"{high:.0f} (lowest seen: {low:.0f})"))
+    return table(("", ""), [(name, value or "none installed") for name, value in rows])
+
+
+def layers(cases, summaries):
+    head = ("shape", "dtype", "tokens", "ms", "GFLOP/s", "of the bound", "goal", "best peer", "its ms", "best peer / ours", "goal")
+    rows = []
+    for case in cases:
+        for tokens in case.tokens:
+            ours, best = ours_and_best(summaries[case.name], tokens)
+            rows.append(
+                (
+                    case.shape.name,
+                    case.dtype,
+                    str(tokens),
+                    milliseconds(ours),
+                    number(field(ours, "gflops"), ".0f"),
+                    number(field(ours, "bound_share"), ".0%"),
+                    f"{GOAL_SHARE:.0%}",
+                    best["impl"] if best else "–",
+                    milliseconds(best),
+                    number(field(ours, "ratio"), ".2f"),
+                    f"{GOAL_RATIO:.2f}",
+                )
+            )
+    return table(head, rows)
+
+
+def everyone(cases, summaries):
+    """Every implementation's row of every layer."""
+    head = ("shape", "dtype", "tokens", "implementation", "min ms", "median ms", "GFLOP/s", "GB/s", "of the bound", "best peer / this")
+    rows = []
+    for case in cases:
+        for row in summaries[case.name]["rows"]:
+            rows.append(
+                (
+                    case.shape.name,
+                    case.dtype,
+                    str(row["T"]),
+                    f"**{row['impl']}**" if row["ours"] else row["impl"],
+                    milliseconds(row),
+                    number(row["med_s"] * 1e3, ".1f"),
+                    number(row["gflops"], ".0f"),
+                    number(row["gbs"], ".1f"),
+                    number(row.get("bound_share"), ".0%"),
+                    number(row["ratio"], ".2f"),
+                )
+            )
+    return table(head, rows)
+
+
+def series(cases, summaries, heads, values):
+    """One line a case of a series: our rate beside the best peer's."""
+    head = (*heads, "ms", "GFLOP/s", "of the bound", "best peer", "its GFLOP/s", "best peer / ours")
+    rows = []
+    for case in cases:
+        ours, best = ours_and_best(summaries[case.name], case.tokens[0])
+        rows.append(
+            (
+                *values(case),
+                milliseconds(ours),
+                number(field(ours, "gflops"), ".0f"),
+                number(field(ours, "bound_share"), ".0%"),
+                best["impl"] if best else "–",
+                number(field(best, "gflops"), ".0f"),
+                number(field(ours, "ratio"), ".2f"),
+            )
+        )
+    return table(head, rows)
+
+
+def stages(cases, summaries):
+    rows = []
+    for case in cases:
+        for tokens in case.tokens:
+            ours, _ = ours_and_best(summaries[case.name], tokens)
+            if ours and ours["stages"]:
+                shares = [f"{ours['stages'].get(stage, 0):.1%}" for stage in STAGES]
+                rows.append((case.shape.name, case.dtype, str(tokens), *shares))
+    return table(("shape", "dtype", "tokens", *STAGES), rows)
+
+
+def left_out(summaries):
+    """One line a peer and reason, and the rounds that were rejected."""
+    seen = {}
+    for name, summary in summaries.items():
+        for peer, reason in summary["reasons"].items():
+            seen.setdefault((peer, reason), []).append(name)
+    absent = sorted(peer for peer, reason in seen if reason == "is not installed")
+    lines = []
+    if absent:
+        lines.append(f"- Not installed, so not measured: {', '.join(absent)}; `bench/peers/setup.sh` installs them.")
+    for (peer, reason), names in sorted(seen.items()):
+        if peer not in absent:
+            lines.append(f"- {peer}: {reason} ({', '.join(names)}).")
+    rejected = sum(summary["rounds"] - summary["kept"] for summary in summaries.values())
+    rounds = sum(summary["rounds"] for summary in summaries.values())
+    share = f"{compare.TOLERANCE:.0%}"
+    lines.append(f"- {rejected} of {rounds} rounds rejected, whose probe of the peak was over {share} under the best.")
+    return "\n".join(lines)
