@@ -8,7 +8,8 @@ The command finds SHAPE, DTYPE and T in its environment and is formatted with {s
 {hidden}, {intermediate}, {experts}, {top_k} and {shared}. It prints a line of JSON a measurement, with impl, T, min_s,
 med_s, gflops, gbs, bound_share and stages.
 
-  bench/compare.py dsmoe-s f32 512,2048 -- build/bench/bin/bench_layer --shape {shape} --tokens {tokens} --dtype {dtype} --json
+  bench/compare.py dsmoe-s f32 512,2048 -- \\
+    build/bench/bin/bench_layer --shape {shape} --tokens {tokens} --dtype {dtype} --json
 """
 
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 
+import others
 from peers import catalogue, shapes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -60,23 +62,26 @@ def measure_ours(template, shape, dtype, tokens, threads, skew):
 def measure_round(shape, dtype, tokens, template, threads, skew=0.0, repeats=7, progress=lambda what: None):
     """One round: limits, ours, the peers, and the limits again. Every line says whose it is."""
     result = {"limits": [], "lines": []}
+    watch = others.Watch()
 
-    def probe():
+    def take_limits():
         progress("limits")
         limits = measure_limits(threads)
         if limits:
             result["limits"].append(limits)
 
-    probe()
+    take_limits()
     if template:
         progress("ours")
-        result["lines"] += [{"ours": True, **line} for line in measure_ours(template, shape, dtype, tokens, threads, skew)]
+        found = measure_ours(template, shape, dtype, tokens, threads, skew)
+        result["lines"] += [{"ours": True, **line} for line in found]
     for peer in catalogue.PEERS:
         if peer.suits(shape, dtype):
             progress(peer.name)
             found = catalogue.measure(peer, shape, dtype, tokens, threads, skew, repeats)
             result["lines"] += [{"ours": False, **line} for line in found]
-    probe()
+    take_limits()
+    result["others"] = watch.share()
     return result
 
 
@@ -84,16 +89,20 @@ def peak(limits, dtype):
     return limits["bf16_gflops" if dtype == "bf16" else "gflops"]
 
 
-def keep(rounds, dtype):
-    """The rounds that nobody disturbed: both their probes reach the best peak but for the tolerance."""
-    probes = [min((peak(limits, dtype) for limits in each["limits"]), default=0) for each in rounds]
-    best = max(probes, default=0)
-    return [each for each, probe in zip(rounds, probes) if probe >= (1 - TOLERANCE) * best]
+def probe(measured, dtype):
+    """A round's own probe: the lower of its two peaks."""
+    return min((peak(limits, dtype) for limits in measured["limits"]), default=0)
 
 
-def summarise(rounds, shape, dtype):
+def keep(rounds, dtype, best=0.0):
+    """The rounds that nobody disturbed: their probes reach the best of them, and `best`, but for the tolerance."""
+    best = max([best, *(probe(each, dtype) for each in rounds)])
+    return [each for each in rounds if probe(each, dtype) >= (1 - TOLERANCE) * best]
+
+
+def summarise(rounds, shape, dtype, best=0.0):
     """The rows of the table and the reasons of those who have none, from a comparison's rounds."""
-    kept = keep(rounds, dtype)
+    kept = keep(rounds, dtype, best)
     limits = [each for kept_round in kept for each in kept_round["limits"]]
     roof = max((peak(each, dtype) for each in limits), default=None)
     bandwidth = max((each["gbs"] for each in limits), default=None)
@@ -130,6 +139,7 @@ def summarise(rounds, shape, dtype):
         "reasons": reasons,
         "peak": roof,
         "bandwidth": bandwidth,
+        "others": max((each.get("others") or 0 for each in kept), default=0),
         "kept": len(kept),
         "rounds": len(rounds),
     }
@@ -150,7 +160,8 @@ def table(summary):
         lines.append(f"limits: {summary['peak']:.0f} GFLOP/s, {summary['bandwidth']:.1f} GB/s")
     else:
         lines.append("limits: bench_limits is not built, so shares of the bound are unknown")
-    lines.append(f"rounds: {summary['kept']} of {summary['rounds']} kept")
+    share = f"{summary['others']:.0%}"
+    lines.append(f"rounds: {summary['kept']} of {summary['rounds']} kept; others had up to {share} of the processors")
     lines += [f"left out: {name}: {reason}" for name, reason in summary["reasons"].items()]
     return "\n".join(lines)
 
@@ -192,21 +203,25 @@ def arguments():
 
 def main():
     options, template = arguments()
+    catalogue.end_children_when_ended()
     rounds = []
-    for number in range(options.rounds):
-        progress = lambda what: say(f"round {number + 1} of {options.rounds}: {what}")
-        rounds.append(
-            measure_round(
-                options.shape,
-                options.dtype,
-                options.tokens,
-                template,
-                options.threads,
-                options.skew,
-                options.repeats,
-                progress,
+    try:
+        for number in range(options.rounds):
+            rounds.append(
+                measure_round(
+                    options.shape,
+                    options.dtype,
+                    options.tokens,
+                    template,
+                    options.threads,
+                    options.skew,
+                    options.repeats,
+                    lambda what: say(f"round {number + 1} of {options.rounds}: {what}"),
+                )
             )
-        )
+    except KeyboardInterrupt:
+        if not rounds:
+            sys.exit("\ninterrupted before the end of the first round")
     say("")
     summary = summarise(rounds, options.shape, options.dtype)
     print("\r" + (json.dumps(summary) if options.json else table(summary)))

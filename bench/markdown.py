@@ -55,7 +55,8 @@ def machine(description, date, limits):
 
 
 def layers(cases, summaries):
-    head = ("shape", "dtype", "tokens", "ms", "GFLOP/s", "of the bound", "goal", "best peer", "its ms", "best peer / ours", "goal")
+    head = ("shape", "dtype", "tokens", "ms", "GFLOP/s", "of the bound", "goal")
+    head += ("best peer", "its ms", "best peer / ours", "goal")
     rows = []
     for case in cases:
         for tokens in case.tokens:
@@ -80,7 +81,8 @@ def layers(cases, summaries):
 
 def everyone(cases, summaries):
     """Every implementation's row of every layer."""
-    head = ("shape", "dtype", "tokens", "implementation", "min ms", "median ms", "GFLOP/s", "GB/s", "of the bound", "best peer / this")
+    head = ("shape", "dtype", "tokens", "implementation", "min ms", "median ms", "GFLOP/s", "GB/s")
+    head += ("of the bound", "best peer / this")
     rows = []
     for case in cases:
         for row in summaries[case.name]["rows"]:
@@ -148,5 +150,10 @@ def left_out(summaries):
     rejected = sum(summary["rounds"] - summary["kept"] for summary in summaries.values())
     rounds = sum(summary["rounds"] for summary in summaries.values())
     share = f"{compare.TOLERANCE:.0%}"
-    lines.append(f"- {rejected} of {rounds} rounds rejected, whose probe of the peak was over {share} under the best.")
+    lines.append(f"- {rejected} of {rounds} rounds rejected, their probe of the peak over {share} under the best.")
+    most = max((summary["others"] for summary in summaries.values()), default=0)
+    lines.append(f"- Other programs had up to {most:.0%} of the processors in the rounds kept.")
+    disturbed = [name for name, summary in summaries.items() if summary["kept"] == 0]
+    if disturbed:
+        lines.append(f"- No round kept, `bench/report.py --resume` tries again: {', '.join(disturbed)}.")
     return "\n".join(lines)

@@ -75,8 +75,8 @@ def without_version(name):
 
 def plain_numbers(axis):
     """On logarithmic scales, 50 and 100 instead of powers of ten."""
-    for each in (axis.xaxis, axis.yaxis):
-        each.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    for each, steps in ((axis.xaxis, (1,)), (axis.yaxis, (1, 2, 5))):
+        each.set_major_locator(matplotlib.ticker.LogLocator(subs=steps))
         each.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         each.set_minor_locator(matplotlib.ticker.NullLocator())
 

@@ -42,14 +42,23 @@ def duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def measure(cases, store, options):
-    """Round by round over all cases, so that what is there after an interruption covers all alike."""
-    todo = [
-        (case, number)
-        for number in range(options.rounds)
-        for case in cases
-        if len(store.rounds(case.name)) <= number
-    ]
+def best_probes(cases, store):
+    """The best probe of the whole run by dtype, which every round is held against."""
+    best = {}
+    for case in cases:
+        for one in store.rounds(case.name):
+            best[case.dtype] = max(best.get(case.dtype, 0.0), compare.probe(one, case.dtype))
+    return best
+
+
+def measure(cases, every, store, options):
+    """Round by round over all cases, so that what is there after an interruption covers all alike.
+
+    Rounds that were disturbed do not count: another run with --resume measures them again.
+    """
+    best = best_probes(every, store)
+    kept = {case: len(compare.keep(store.rounds(case.name), case.dtype, best.get(case.dtype, 0.0))) for case in cases}
+    todo = [(case, number) for number in range(options.rounds) for case in cases if kept[case] <= number]
     start = time.monotonic()
     for done, (case, number) in enumerate(todo):
         left = duration((time.monotonic() - start) / done * (len(todo) - done)) if done else "unknown"
@@ -72,8 +81,9 @@ def measure(cases, store, options):
 
 def summaries(cases, store):
     """A summary for each case that has been measured."""
+    best = best_probes(cases, store)
     return {
-        case.name: compare.summarise(store.rounds(case.name), case.shape, case.dtype)
+        case.name: compare.summarise(store.rounds(case.name), case.shape, case.dtype, best[case.dtype])
         for case in cases
         if store.rounds(case.name)
     }
@@ -181,8 +191,9 @@ def main():
         print(f"Not installed, so left out: {', '.join(absent)}; bench/peers/setup.sh installs them.", file=sys.stderr)
     description = machine.describe(ROOT, compare.measure_limits(options.threads), options.threads)
     store = Store(options.data, options.resume, description)
+    catalogue.end_children_when_ended()
     try:
-        measure(chosen, store, options)
+        measure(chosen, every, store, options)
     except KeyboardInterrupt:
         print(f"\nInterrupted; --resume goes on from {options.data}.", file=sys.stderr)
         return 130

@@ -105,6 +105,11 @@ def lines(text):
     return found
 
 
+def end_children_when_ended():
+    """Makes being told to end stop the program that runs at the time, which would else go on by itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def run(arguments, environment, seconds, name):
     """Runs a program and returns its measurements; where it fails, a line that says why."""
     try:
@@ -119,8 +124,8 @@ def run(arguments, environment, seconds, name):
     if done.returncode < 0 and not found:
         return [{"impl": name, "failed": f"stopped by {signal.Signals(-done.returncode).name}"}]
     if done.returncode and not found:
-        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        return [{"impl": name, "failed": last[:200]}]
+        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("Run with --help")]
+        return [{"impl": name, "failed": said[-1][:200] if said else f"ended with {done.returncode}"}]
     return found
 
 

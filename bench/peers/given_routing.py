@@ -1,6 +1,7 @@
 """Inputs for peers that take the routing as given: tokens, chosen experts, weights, and what should come out.
 
-These peers have no shared experts, so those are extra experts that every token chooses with weight 1: the same arithmetic.
+These peers have no shared experts, so those are extra experts that every token chooses with weight 1: the same
+arithmetic.
 """
 
 import torch
@@ -13,7 +14,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def weights(shape, rows, columns, dtype):
-    """(experts + shared, rows, columns) of random values, repeated, since drawing them all takes longer than measuring."""
+    """(experts + shared, rows, columns) of random values, repeated, since drawing all takes longer than measuring."""
     block = (torch.randn(1 << 20) * 0.02).to(dtype)
     result = torch.empty(shape.experts + shape.shared, rows, columns, dtype=dtype)
     flat = result.view(-1)
