@@ -5,7 +5,7 @@ import pathlib
 
 
 def busy_seconds():
-    """Of all processors and all programs, the hypervisor's other guests included; None where the system does not tell."""
+    """Of all processors, all programs and the hypervisor's other guests; None where the system does not tell."""
     try:
         first = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0]
     except OSError:

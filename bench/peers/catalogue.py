@@ -160,6 +160,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--failing", action="store_true", help="print only the peers that do not work, and why")
     failing = parser.parse_args().failing
+    end_children_when_ended()
     shape = shapes.parse("256/128/8/2/1")
     for peer in PEERS:
         for dtype in peer.dtypes:
