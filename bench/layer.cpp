@@ -70,7 +70,8 @@ void time(const Shape& shape, const Options& options, const Layer& layer) {
         double(std::count_if(load.kept.begin(), load.kept.end(), [](Index n) { return n > 0; }) + shape.shared) *
         shape.expert_numbers() * sizeof(T);
     const double best = times.front(), median = times[times.size() / 2], flops = shape.flops(tokens);
-    const double gflops = std::max(before.gflops, after.gflops), gbs = std::max(before.gbs, after.gbs);
+    const auto peak = [&](const bench::Limits& limits) { return sizeof(T) == 2 ? limits.bf16_gflops : limits.gflops; };
+    const double gflops = std::max(peak(before), peak(after)), gbs = std::max(before.gbs, after.gbs);
     const double bound = std::max(flops / gflops, touched / gbs) * 1e-9;
     if (options.json) {
       nlohmann::json line{{"impl", "moe"},
@@ -115,7 +116,7 @@ void run(const Shape& shape, const Options& options, const Router& router, const
         "{}: hidden {}, intermediate {}, {} experts, {} a token, {} shared; {} {}; {} threads; {:.0f} GFLOP/s, "
         "{:.1f} GB/s\n",
         options.name, shape.hidden, shape.intermediate, shape.experts, shape.top_k, shape.shared, options.layout,
-        options.dtype, Space().concurrency(), limits.gflops, limits.gbs);
+        options.dtype, Space().concurrency(), options.dtype == "bf16" ? limits.bf16_gflops : limits.gflops, limits.gbs);
     fmt::print("{:>6} {:>9} {:>9} {:>9} {:>7} {:>9}  time by stage\n", "tokens", "min ms", "median", "GFLOP/s", "GB/s",
                "of bound");
   }
@@ -141,6 +142,7 @@ void run(const Shape& shape, const Options& options) {
     run<Router, SwiGLU>(shape, options, Router{top});
   } else if (shape.router == "deepseek-v2") {
     using Router = moe::Router<moe::Softmax, TopK<>>;
+    if (shape.shared == 0) return run<Router, SwiGLU>(shape, options, Router{top});
     run<Router, SwiGLU, moe::SharedExperts<1>>(shape, options, Router{top}, shared);
   } else if (shape.router == "deepseek-v3") {
     using Groups = moe::GroupLimit<0, 0, moe::BestTwo>;
@@ -168,7 +170,7 @@ int main(int argc, char** argv) {
   app.add_option("--intermediate", own.intermediate, "of one expert")->needs(hidden);
   app.add_option("--experts", own.experts, "number of experts")->needs(hidden);
   app.add_option("--top-k", own.top_k, "experts a token")->needs(hidden);
-  app.add_option("--shared", own.shared, "shared experts, at least 1")->needs(hidden)->check(CLI::PositiveNumber);
+  app.add_option("--shared", own.shared, "shared experts")->needs(hidden)->check(CLI::NonNegativeNumber);
   app.add_option("--tokens", options.tokens, "numbers of tokens")->delimiter(',')->check(CLI::PositiveNumber);
   app.add_option("--dtype", options.dtype, "type of weights and tokens")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--layout", options.layout, "packed: as moe::pack makes it; plain: as it is trained, f32")
