@@ -62,8 +62,9 @@ struct ChooseLargest {
   Vector<ExpertId, Space> expert;  // (T k)
   Index k;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    for (Index i = 0; i < k; ++i)
-      expert(t * k + i) = is_padding<Space>(mask, t) ? no_expert : take_best(row_of(keys, t));
+    const Row<ExpertId> chosen{expert.data() + t * k, k};
+    if (!is_padding<Space>(mask, t)) return take_largest(row_of(keys, t), chosen);
+    for (Index i = 0; i < k; ++i) chosen[i] = no_expert;
   }
 };
 

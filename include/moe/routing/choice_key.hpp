@@ -11,7 +11,7 @@
 /// or the same with a `const TokenFacts&` behind it. `static constexpr int order = -1` puts it before the balancing
 /// bias, 0 (the default) behind that, 1 behind all others.
 
-#include "moe/core/types.hpp"
+#include "moe/core/lanes.hpp"
 #include "moe/routing/routing.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -52,7 +52,7 @@ struct GroupLimit {
 
   void check(const RouterShape& shape) const {
     using detail::require;
-    require<ConfigError>(groups > 0 && groups <= 64, "moe::GroupLimit: ", groups, " groups; 1 to 64 work.");
+    require<ConfigError>(groups > 0 && groups <= most_groups, "moe::GroupLimit: ", groups, " groups; 1 to 64 work.");
     require<ConfigError>(kept > 0 && kept <= groups, "moe::GroupLimit: cannot keep ", kept, " of ", groups, " groups.");
     require<ConfigError>(shape.experts % groups == 0, "moe::GroupLimit: ", shape.experts,
                          " experts do not divide into ", groups, " groups.");
@@ -68,36 +68,35 @@ struct GroupLimit {
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<const Real>, Row<const Real>, Row<Real> key) const {
     const Index size = key.size / groups;
-    std::uint64_t open = 0;
-    for (int i = 0; i < kept; ++i) {
-      int best = -1;
-      Real best_score = 0;
-      for (int g = 0; g < groups; ++g) {
-        if (open >> g & 1u) continue;
-        const Real score = group_score(key.data + g * size, size);
-        if (best < 0 || score > best_score) best = g, best_score = score;
-      }
-      open |= std::uint64_t(1) << best;
+    Real scores[most_groups];
+    int better[most_groups];  // how many groups come before this one
+    for (int g = 0; g < groups; ++g) {
+      scores[g] = group_score(team, Row<const Real>{key.data + g * size, size});
+      better[g] = 0;
     }
-    team.each(key.size, [&](Index e) {
-      if (!(open >> (e / size) & 1u)) key[e] = Fill::template value<Real>();
-    });
+    for (int h = 0; h < groups; ++h) {
+      for (int g = 0; g < groups; ++g)
+        better[g] += int(scores[h] > scores[g]) | (int(scores[h] == scores[g]) & int(h < g));
+    }
+    for (int g = 0; g < groups; ++g) {
+      if (better[g] < kept) continue;
+      team.each(size, [&](Index e) { key[g * size + e] = Fill::template value<Real>(); });
+    }
   }
 
  private:
+  static constexpr int most_groups = 64;
+
   template <class Real>
-  KOKKOS_FUNCTION static Real group_score(const Real* key, Index size) {
-    Real first = -Kokkos::Experimental::infinity_v<Real>, second = first;
-    for (Index i = 0; i < size; ++i) {
-      const Real value = key[i];
-      if (value > first) {
-        second = first;
-        first = value;
-      } else if (value > second) {
-        second = value;
-      }
+  KOKKOS_FUNCTION static Real group_score(const Team& team, Row<const Real> key) {
+    if constexpr (GroupScore::experts_needed == 1) {
+      return detail::row_max(team, key);
+    } else {
+      Real first, second;
+      detail::row_largest_two(key, first, second);
+      const Real sum = first + second;
+      return sum == sum ? sum : -Kokkos::Experimental::infinity_v<Real>;  // infinity - infinity
     }
-    return GroupScore::experts_needed == 2 ? first + second : first;
   }
 };
 

@@ -141,17 +141,41 @@ class Router {
       if (tokens != 0) Kokkos::deep_copy(ctx.space, routing.raw_logits, routing.logits);
     }
 
-    auto keys = scratch.template matrix<Real>(tokens, experts);
     const Vector<const Real, Space> bias = balance_bias(buffers);
-    run(ctx, "moe::Router::score", tokens,
-        detail::ScoreRow<Real, Space, LogitMaps, Scoring, Balancer, Keys>{
-            routing.logits, routing.scores, keys, batch.mask, bias, draws, LogitMaps{Maps::from(values_)}, scoring(),
-            balancer(), Keys::from(values_), ctx.flag()});
-    select(ctx, keys, batch, draws, routing.assignments);
-    run(ctx, "moe::Router::weigh", tokens,
-        detail::WeighRow<Real, Space, Selection, Weightings, Skips>{
-            routing.scores, routing.assignments, draws, selection(), Weightings::from(values_),
-            weighting_rows<Real, Space>(parameters), Skips::from(values_)});
+    detail::ScoreRow<Real, Space, LogitMaps, Scoring, Balancer, Keys> score{routing.logits,
+                                                                            routing.scores,
+                                                                            {},
+                                                                            batch.mask,
+                                                                            bias,
+                                                                            draws,
+                                                                            LogitMaps{Maps::from(values_)},
+                                                                            scoring(),
+                                                                            balancer(),
+                                                                            Keys::from(values_),
+                                                                            ctx.flag()};
+    const detail::WeighRow<Real, Space, Selection, Weightings, Skips> weigh{
+        routing.scores,      routing.assignments,       draws,
+        selection(),         Weightings::from(values_), weighting_rows<Real, Space>(parameters),
+        Skips::from(values_)};
+    if constexpr (RowSelection<Selection>) {
+      // Keys that a host keeps in its nearest cache; a device has a row for every thread.
+      const Index chunk = on_host<Space> ? 16 : 1, chunks = (tokens + chunk - 1) / chunk;
+      const auto keys = scratch.template matrix<Real>(chunks, experts);
+      const detail::SelectRow<Real, Space, Selection> select{routing.assignments, batch.mask, selection(), draws,
+                                                             ctx.flag()};
+      run(ctx, "moe::Router::route", chunks,
+          detail::RouteChunk<Real, decltype(score), std::remove_const_t<decltype(select)>,
+                             std::remove_const_t<decltype(weigh)>, std::remove_const_t<decltype(keys)>>{
+              score, select, weigh, keys, chunk, tokens});
+    } else {
+      score.keys = scratch.template matrix<Real>(tokens, experts);
+      run(ctx, "moe::Router::score", tokens, score);
+      detail::fill(ctx.space, routing.assignments.expert, no_expert);
+      selection().select(ctx, score.keys, batch, routing.assignments);
+      run(ctx, "moe::Router::check_ids", tokens,
+          detail::CheckIds<Real, Space>{routing.assignments, experts, ctx.flag(), true});
+      run(ctx, "moe::Router::weigh", tokens, weigh);
+    }
   }
 
   /// From the gradients of the combine weights, of the scores and of the logits (which hold the losses' part and are
@@ -288,20 +312,6 @@ class Router {
     detail::shape(assignments.expert, "moe::expert", assignments.bound);
     detail::shape(assignments.weight, "moe::weight", assignments.bound);
     if constexpr (Skips::size > 0) detail::shape(assignments.live, "moe::live", assignments.bound);
-  }
-
-  template <class T, class Real, class Space>
-  void select(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch,
-              const detail::RowDraws<Space>& draws, Assignments<Real, Space>& assignments) const {
-    if constexpr (RowSelection<Selection>) {
-      run(ctx, "moe::Router::select", assignments.tokens,
-          detail::SelectRow<Real, Space, Selection>{keys, assignments, batch.mask, selection(), draws, ctx.flag()});
-    } else {
-      detail::fill(ctx.space, assignments.expert, no_expert);
-      selection().select(ctx, keys, batch, assignments);
-      run(ctx, "moe::Router::check_ids", assignments.tokens,
-          detail::CheckIds<Real, Space>{assignments, Index(keys.extent(1)), ctx.flag(), true});
-    }
   }
 
   std::tuple<Policies...> values_{};

@@ -9,7 +9,8 @@
 ///     template <class Real>
 ///     KOKKOS_FUNCTION void pullback(const Team&, Row<const Real> scores, Row<Real> gradient) const;  // in place
 
-#include "moe/core/types.hpp"
+#include "moe/core/exp.hpp"
+#include "moe/core/lanes.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -20,9 +21,9 @@ struct Softmax {
 
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
-    const Real top = team.max<Real>(row.size, [&](Index e) { return row[e]; });
-    team.each(row.size, [&](Index e) { row[e] = Kokkos::exp(row[e] - top); });
-    const Real total = team.sum<Real>(row.size, [&](Index e) { return row[e]; });
+    const Real top = detail::row_max(team, row);
+    team.each(row.size, [&](Index e) { row[e] = detail::exp(row[e] - top); });
+    const Real total = detail::row_sum(team, row);
     team.each(row.size, [&](Index e) { row[e] /= total; });
   }
 
@@ -39,7 +40,7 @@ struct Sigmoid {
 
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
-    team.each(row.size, [&](Index e) { row[e] = Real(1) / (Real(1) + Kokkos::exp(-row[e])); });
+    team.each(row.size, [&](Index e) { row[e] = Real(1) / (Real(1) + detail::exp(-row[e])); });
   }
 
   template <class Real>

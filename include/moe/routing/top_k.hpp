@@ -11,35 +11,10 @@
 /// or `select` with a `const TokenFacts&` behind. `key` may be changed; `chosen` holds K entries, no_expert where
 /// nothing is left. Selections that look at many tokens at once have another contract: see expert_choice.hpp.
 
+#include "moe/routing/detail/largest_keys.hpp"
 #include "moe/routing/routing.hpp"
 
 MOE_NAMESPACE_BEGIN
-
-namespace detail {
-
-/// The expert of the largest key, the lowest of equals, or no_expert where all are -infinity.
-template <class Real>
-KOKKOS_FUNCTION ExpertId best_expert(Row<const Real> key) {
-  ExpertId best = no_expert;
-  Real floor = -Kokkos::Experimental::infinity_v<Real>;
-  for (Index e = 0; e < key.size; ++e) {
-    if (key[e] > floor) {
-      best = ExpertId(e);
-      floor = key[e];
-    }
-  }
-  return best;
-}
-
-/// The same, and the expert is out of the race from now on.
-template <class Real>
-KOKKOS_FUNCTION ExpertId take_best(Row<Real> key) {
-  const ExpertId best = best_expert(Row<const Real>{key.data, key.size});
-  if (best != no_expert) key[best] = -Kokkos::Experimental::infinity_v<Real>;
-  return best;
-}
-
-}  // namespace detail
 
 /// The K largest keys in descending order; of equal keys the lowest expert first; keys of -infinity are never
 /// chosen. `TopK<>` takes K at run time.
@@ -57,7 +32,7 @@ struct TopK {
 
   template <class Real>
   KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
-    for (Index i = 0; i < chosen.size; ++i) chosen[i] = detail::take_best(key);
+    detail::take_largest(key, chosen);
   }
 };
 

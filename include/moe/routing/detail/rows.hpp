@@ -128,7 +128,7 @@ struct ApplyKey {
 /// Logits to scores to keys. Padding gets zero scores; NaN raises the context's flag.
 template <class Real, class Space, class Maps, class Scoring, class Balancer, class Keys>
 struct ScoreRow {
-  Matrix<Real, Space> logits, scores, keys;
+  Matrix<Real, Space> logits, scores, keys;  // keys (T, E), where a selection of the whole batch wants them
   Vector<const std::uint8_t, Space> mask;
   Vector<const Real, Space> bias;
   RowDraws<Space> draws;
@@ -138,20 +138,21 @@ struct ScoreRow {
   Keys chain;
   Kokkos::View<int, typename Space::memory_space> flag;
 
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    const Row<Real> z = row_of(logits, t), s = row_of(scores, t), key = row_of(keys, t);
+  KOKKOS_FUNCTION void operator()(Index t) const { (*this)(t, row_of(keys, t)); }
+  KOKKOS_FUNCTION void operator()(Index t, Row<Real> key) const {
+    const Row<Real> z = row_of(logits, t), s = row_of(scores, t);
     const Team team;
     if (is_padding<Space>(mask, t)) {
       for (Index e = 0; e < z.size; ++e) z[e] = s[e] = key[e] = 0;
       return;
     }
     if constexpr (Maps::count > 0) maps.apply(team, z, draws.row(t, Purpose::noise));
-    bool nan = false;
+    int nan = 0;
     for (Index e = 0; e < z.size; ++e) {
       s[e] = z[e];
-      nan = nan || z[e] != z[e];
+      nan |= int(z[e] != z[e]);
     }
-    if (nan) Kokkos::atomic_or(flag.data(), int(fault_nan));
+    if (nan != 0) Kokkos::atomic_or(flag.data(), int(fault_nan));
     scoring.apply(team, s);
     for (Index e = 0; e < z.size; ++e) key[e] = s[e];
     ApplyKey<Real> apply{team, {z.data, z.size}, {s.data, s.size}, key, {}, true};
@@ -191,26 +192,24 @@ struct CheckIds {
 /// One token's choices.
 template <class Real, class Space, class Selection>
 struct SelectRow {
-  Matrix<Real, Space> keys;
   Assignments<Real, Space> assignments;
   Vector<const std::uint8_t, Space> mask;
   Selection selection;
   RowDraws<Space> draws;
   Kokkos::View<int, typename Space::memory_space> flag;
 
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, Row<Real> key) const {
     const Row<ExpertId> chosen{assignments.expert.data() + assignments.begin(t), assignments.uniform_k};
     if (is_padding<Space>(mask, t)) {
       for (Index i = 0; i < chosen.size; ++i) chosen[i] = no_expert;
       return;
     }
-    const Row<Real> key = row_of(keys, t);
     if constexpr (requires { selection.select(Team{}, key, chosen, TokenFacts{}); }) {
       selection.select(Team{}, key, chosen, draws.facts(t, Purpose::sample));
     } else {
       selection.select(Team{}, key, chosen);
     }
-    check_ids(chosen, Index(keys.extent(1)), flag.data(), true);
+    check_ids(chosen, key.size, flag.data(), true);
   }
 };
 
@@ -266,6 +265,25 @@ struct WeighRow {
       const Row<std::uint8_t> live{assignments.live.data() + begin, size};
       for (Index i = 0; i < size; ++i) live[i] = 1;
       skips.each(KeepChoices<Real>{{weights.data, size}, live, token});
+    }
+  }
+};
+
+/// All of a token's routing, for a chunk of tokens that share one row of keys.
+template <class Real, class Score, class Select, class Weigh, class Keys>
+struct RouteChunk {
+  Score score;
+  Select select;
+  Weigh weigh;
+  Keys keys;  // (chunks, E)
+  Index chunk, tokens;
+  KOKKOS_FUNCTION void operator()(Index c) const {
+    const Row<Real> key = row_of(keys, c);
+    const Index last = (c + 1) * chunk < tokens ? (c + 1) * chunk : tokens;
+    for (Index t = c * chunk; t < last; ++t) {
+      score(t, key);
+      select(t, key);
+      weigh(t);
     }
   }
 };
