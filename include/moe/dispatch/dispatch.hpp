@@ -4,6 +4,7 @@
 ///
 /// Count, exclusive scan, stable placement in token order: O(A + E), no sort of keys, no (T, E, C) mask.
 
+#include "moe/core/stream_copy.hpp"
 #include "moe/dispatch/capacity.hpp"
 #include "moe/dispatch/detail/keep.hpp"
 #include "moe/dispatch/plan.hpp"
@@ -131,6 +132,32 @@ struct TokenRows {
   }
 };
 
+/// For hosts: a token is read once for all of its rows.
+template <class T, class Space>
+struct GatherToken {
+  Matrix<const T, Space> x;
+  DispatchPlan<Space> plan;
+  Matrix<T, Space> rows;
+  bool past_caches;
+  KOKKOS_FUNCTION void operator()(Index t) const {
+    KOKKOS_IF_ON_HOST(
+        (const Index hidden = rows.extent(1); for (Index i = plan.token_offsets(t); i < plan.token_offsets(t + 1); ++i)
+             stream_copy(rows.data() + plan.token_rows(i) * hidden, x.data() + t * hidden, hidden, past_caches);))
+  }
+};
+
+/// What GatherToken leaves: zeros in padding rows.
+template <class T, class Space>
+struct ClearPadding {
+  DispatchPlan<Space> plan;
+  Matrix<T, Space> rows;
+  KOKKOS_FUNCTION void operator()(Index r) const {
+    if (r >= plan.expert_offsets(plan.experts) || plan.row_token(r) >= 0) return;
+    const Row<T> row = row_of(rows, r);
+    for (Index h = 0; h < row.size; ++h) row[h] = T(0);
+  }
+};
+
 template <class T, class Space>
 struct GatherRow {
   Matrix<const T, Space> x;
@@ -230,8 +257,16 @@ void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, 
 template <class T, class Space>
 void gather(Context<Space>& ctx, const Matrix<const T, Space>& x, const DispatchPlan<Space>& plan,
             const Matrix<T, Space>& rows) {
-  Kokkos::parallel_for("moe::gather", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.rows),
-                       detail::GatherRow<T, Space>{x, plan, rows});
+  using Range = Kokkos::RangePolicy<Space>;
+  if constexpr (on_host<Space>) {
+    const bool past_caches = Index(rows.size() * sizeof(T)) > detail::streamed_bytes;
+    Kokkos::parallel_for("moe::gather", Range(ctx.space, 0, plan.tokens),
+                         detail::GatherToken<T, Space>{x, plan, rows, past_caches});
+    Kokkos::parallel_for("moe::gather::padding", Range(ctx.space, 0, plan.rows),
+                         detail::ClearPadding<T, Space>{plan, rows});
+  } else {
+    Kokkos::parallel_for("moe::gather", Range(ctx.space, 0, plan.rows), detail::GatherRow<T, Space>{x, plan, rows});
+  }
 }
 
 template <class Space>
