@@ -2,6 +2,7 @@
 /// @file
 /// Copying past the caches, for arrays that are larger than they.
 
+#include <cstdint>
 #include <cstring>
 
 #include "moe/core/types.hpp"
