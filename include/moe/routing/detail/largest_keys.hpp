@@ -29,8 +29,8 @@ class KeyBlocks {
     for (int i = int(row.size); i < blocks_ * block; ++i) keys_[i] = nothing;
     for (int v = 0; v < vectors_; ++v) best_vectors()[v] = Vector{} + nothing;
     for (int b = 0; b < blocks_; ++b) {
-      Vector top = block_of(b)[0];
-      for (int j = 1; j < width; ++j) L::raise(top, block_of(b)[j]);
+      Vector top = Vector{} + nothing;  // not the first keys, where NaN would stay
+      for (int j = 0; j < width; ++j) L::raise(top, block_of(b)[j]);
       L::spread_largest(top);
       best_[b] = top[0];
     }
