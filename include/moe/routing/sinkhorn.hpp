@@ -5,7 +5,6 @@
 
 #include <limits>
 
-#include "moe/core/exp.hpp"
 #include "moe/routing/balanced_assignment.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -90,8 +89,8 @@ struct SinkhornRow {
     const Team team;
     const Real top = team.max<Real>(experts, [&](Index e) { return plan.key(t, e) + plan.column(g, e); });
     if (top == -infinity) return;
-    const double sum =
-        team.sum<double>(experts, [&](Index e) { return double(exp(plan.key(t, e) + plan.column(g, e) - top)); });
+    const double sum = team.sum<double>(
+        experts, [&](Index e) { return double(Kokkos::exp(plan.key(t, e) + plan.column(g, e) - top)); });
     plan.row(t) = -top - Real(Kokkos::log(sum));
   }
 };
@@ -118,7 +117,7 @@ struct SinkhornColumn {
     }
     if (top == -infinity) return;  // nobody can take this expert
     double sum = 0;
-    for (Index t = begin; t < end; ++t) sum += double(exp(plan.key(t, e) + plan.row(t) - top));
+    for (Index t = begin; t < end; ++t) sum += double(Kokkos::exp(plan.key(t, e) + plan.row(t) - top));
     const Real before = plan.column(g, e), after = Real(Kokkos::log(double(tokens) / double(experts) / sum)) - top;
     plan.column(g, e) = after;
     error = Kokkos::abs(Kokkos::exp(double(before) - double(after)) - 1);

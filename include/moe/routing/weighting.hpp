@@ -17,7 +17,6 @@
 ///
 /// `static constexpr int order = 1` puts a weighting behind the others.
 
-#include "moe/core/exp.hpp"
 #include "moe/routing/routing.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -118,7 +117,7 @@ struct SoftmaxOfChosen {
     const Real nothing = -Kokkos::Experimental::infinity_v<Real>;
     const Real top = team.max<Real>(weights.size, [&](Index i) { return chosen[i] < 0 ? nothing : weights[i]; });
     if (top == nothing) return;
-    team.each(weights.size, [&](Index i) { weights[i] = chosen[i] < 0 ? Real(0) : detail::exp(weights[i] - top); });
+    team.each(weights.size, [&](Index i) { weights[i] = chosen[i] < 0 ? Real(0) : Kokkos::exp(weights[i] - top); });
     const Real total = team.sum<Real>(weights.size, [&](Index i) { return weights[i]; });
     team.each(weights.size, [&](Index i) { weights[i] /= total; });
   }
@@ -129,7 +128,7 @@ struct SoftmaxOfChosen {
     const Real nothing = -Kokkos::Experimental::infinity_v<Real>;
     const Real top = team.max<Real>(before.size, [&](Index i) { return chosen[i] < 0 ? nothing : before[i]; });
     if (top == nothing) return;
-    const auto part = [&](Index i) { return chosen[i] < 0 ? Real(0) : detail::exp(before[i] - top); };
+    const auto part = [&](Index i) { return chosen[i] < 0 ? Real(0) : Kokkos::exp(before[i] - top); };
     const Real total = team.sum<Real>(before.size, part);
     const Real mean = team.sum<Real>(before.size, [&](Index i) { return part(i) * gradient[i]; }) / total;
     team.each(before.size, [&](Index i) { gradient[i] = part(i) / total * (gradient[i] - mean); });
@@ -158,7 +157,7 @@ struct SigmoidOfChosen {
  private:
   template <class Real>
   KOKKOS_FUNCTION static Real sigmoid(Real z) {
-    return Real(1) / (Real(1) + detail::exp(-z));
+    return Real(1) / (Real(1) + Kokkos::exp(-z));
   }
 };
 
