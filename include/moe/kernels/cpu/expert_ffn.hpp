@@ -8,8 +8,6 @@
 /// thread waits only for units taken earlier, so the queue cannot lock. For each column of the output, chunks are added
 /// in order: the same bits for any number of threads, and any size of chunks.
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <thread>
@@ -75,15 +73,6 @@ void wait_until(const Done& done) {
   }
 }
 
-/// Bytes of the second-level cache of a core; 512 KB where the system does not say.
-inline Index cache_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (found > 0) return found;
-#endif
-  return Index(512) << 10;
-}
-
 /// What one call of run_expert_ffn keeps; reused by the next.
 struct FFNWorkspace {
   std::vector<RowChunk> chunks;
@@ -117,7 +106,7 @@ struct FFNWorker {
   using Call = ExpertFFN<T, Activation>;
   static constexpr bool gated = Activation::gated;
   static constexpr Index in_line = 64 / sizeof(Factor);  // numbers of a row in a line of a tile
-  static constexpr Index most_tiles = 32;                // of a chunk
+  static constexpr Index most_rows = 100;                // of a chunk
 
   const Call* call;
   const MicroKernels* table;
@@ -228,7 +217,7 @@ struct FFNWorker {
 
   /// Gate and up (or up alone) and the activation, from gathered rows to hidden values in tiles.
   void up(const RowChunk& chunk, const std::byte* tiles, std::byte* hidden, Index part, const char* coming) const {
-    alignas(64) float sums[most_tiles * MicroKernels::most_rows * 32];
+    alignas(64) float sums[most_rows * 32];
     const Panels<T>& weights = call->up;
     const Index hidden_lines = call->down.depth / in_line, width = gated ? 16 : 32;
     const Index end = first_pair(weights, part + 1, up_parts);
@@ -258,7 +247,7 @@ struct FFNWorker {
 
   /// The product with W_down, weighted and added to the rows' tokens.
   void down(const RowChunk& chunk, const std::byte* hidden, Index part, const char* coming) const {
-    alignas(64) float sums[most_tiles * MicroKernels::most_rows * 32];
+    alignas(64) float sums[most_rows * 32];
     const Panels<T>& weights = call->down;
     const Index end = first_pair(weights, part + 1, down_parts);
     for (Index pair = first_pair(weights, part, down_parts); pair < end; ++pair) {
@@ -302,9 +291,8 @@ void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FF
   const MicroKernels& table = micro_kernels();
   const Index threads = space.concurrency();
   const Index factor = sizeof(T) == 2 && table.pairs ? 2 : 4;  // bytes of a number in a tile
-  // A chunk's rows take half of the cache, the panels the other.
-  const Index fitting = cache_bytes() / 2 / (call.up.depth * factor) / table.rows;
-  const Index most = table.rows * std::clamp<Index>(fitting, 8, 16);
+  // So many rows hide the reading of a panel, and still fit the caches.
+  const Index most = FFNWorker<T, float, Activation>::most_rows / table.rows * table.rows;
   cut_chunks(call.offsets, call.up.experts, table.rows, most, work.chunks);
   const Index chunks = Index(work.chunks.size());
   if (chunks == 0) return;
