@@ -13,7 +13,12 @@ set(MOE_DEBIAN_PACKAGES
   "ccache 4.8+really4.7.5-1 amd64 d6562e03b90d4bbe299966117aef44975f57bea8270c233b1d71f1e6ba157e7d"
   "fortunes 1:1.99.1-7.3 all 41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5"
   "fortunes-de 0.35-1 all 03fe7a7912935bd3d4e02e38d79ef32a289097f8718d4488c409595abce067a0"
-  "libhiredis0.14 0.14.1-3 amd64 61f25d841052ad6cd6adfa9fad050345ea1047abc6ea79f931ab1a9ed55af3ae")
+  "libhiredis0.14 0.14.1-3 amd64 61f25d841052ad6cd6adfa9fad050345ea1047abc6ea79f931ab1a9ed55af3ae"
+  "qemu-user 1:7.2+dfsg-7+deb12u18+b3 amd64 02a7d6a2675a12dd7fdd474924295552470c0c933e0b543975887f493a84219f"
+  "libcapstone4 4.0.2-5 amd64 41277f0388184f6e3b9fc02eda3184afbc999314b25b77ed75e8049428bdfe5e"
+  "liburing2 2.3-3 amd64 c23077e3640e6cb4b819c134b3f41d5cf21b3edac099654b1b4142c3069a39a3"
+  "libnuma1 2.0.16-1 amd64 639e1ab6bd66ead40db8a22c332d7199679fa22db261cac34444eb8eb4c17dda"
+  "libglib2.0-0 2.74.6-2+deb12u9 amd64 7ff85197685d89e150e342b29a59aab1beee400050ba7da73de81cd999ffee5a")
 
 # moe_debian_packages(name...): says so and returns where one cannot be had.
 function(moe_debian_packages)

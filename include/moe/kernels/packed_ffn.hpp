@@ -21,6 +21,7 @@ using PackedFFNCall = cpu::ExpertFFN<T, Activation>;
 /// Fills `to` from `weight` (experts, rows, depth). gated: rows are the gate's, then up's, and become neighbours.
 template <bool gated, class Space, class From, class To>
 void pack(const Space& space, const Tensor3<From, Space>& weight, const PackedWeights<To>& to) {
+  cpu::micro_kernels();  // throws where this processor cannot run them
   cpu::pack<gated>(space, weight.data(), Index(weight.extent(1)), Index(weight.extent(2)), to);
 }
 

@@ -217,4 +217,6 @@ MicroKernels make_table() {
 
 }  // namespace kernels::cpu
 
+#undef MOE_REGISTER_BYTES
+
 MOE_NAMESPACE_END

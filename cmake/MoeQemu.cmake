@@ -1,0 +1,27 @@
+# MOE_QEMU: a command that runs a program on an emulated x86-64 processor; empty where there is none.
+
+function(_moe_find_qemu)
+  set(MOE_QEMU "" PARENT_SCOPE)
+  find_program(MOE_QEMU_PROGRAM NAMES qemu-x86_64 qemu-x86_64-static HINTS ${MOE_DEPS_DIR}/debian/usr/bin)
+  mark_as_advanced(MOE_QEMU_PROGRAM)
+  if(NOT MOE_QEMU_PROGRAM)
+    return()
+  endif()
+  set(command ${MOE_QEMU_PROGRAM})
+  if(MOE_QEMU_PROGRAM MATCHES "^${MOE_DEPS_DIR}")
+    set(command ${CMAKE_COMMAND} -E env
+        LD_LIBRARY_PATH=${MOE_DEPS_DIR}/debian/usr/lib/${CMAKE_LIBRARY_ARCHITECTURE} ${MOE_QEMU_PROGRAM})
+  endif()
+  execute_process(COMMAND ${command} --version RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+  if(NOT failed)
+    set(MOE_QEMU ${command} PARENT_SCOPE)
+  endif()
+endfunction()
+
+_moe_find_qemu()
+if(NOT MOE_QEMU AND MOE_FETCH AND CMAKE_HOST_SYSTEM_PROCESSOR STREQUAL "x86_64")
+  file(LOCK ${MOE_DEPS_DIR}/lock TIMEOUT 1800)
+  moe_debian_packages(qemu-user libcapstone4 liburing2 libnuma1 libglib2.0-0)
+  file(LOCK ${MOE_DEPS_DIR}/lock RELEASE)
+  _moe_find_qemu()
+endif()

@@ -1,0 +1,2 @@
+#define MOE_KERNELS_FOR avx2
+#include "table.hpp"

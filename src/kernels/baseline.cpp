@@ -1,0 +1,2 @@
+#define MOE_KERNELS_FOR baseline
+#include "table.hpp"
