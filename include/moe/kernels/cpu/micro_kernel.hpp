@@ -54,20 +54,11 @@ typedef std::uint32_t Words __attribute__((vector_size(MOE_REGISTER_BYTES), may_
 inline constexpr int lanes = MOE_REGISTER_BYTES / 4, registers = lanes == 16 ? 32 : 16;
 inline constexpr int vectors = 16 / lanes;  // of a panel's line
 
-/// Keeps a loaded vector in its register: g++ 12 would load it again for each row. Overloads, since a template's
-/// parameter would lose the types' alignment of 4.
-[[gnu::always_inline]] inline void pin(Vector& vector) {
+/// Keeps a loaded vector in its register: g++ 12 would load it again for each row.
+template <class V>
+[[gnu::always_inline]] inline void pin([[maybe_unused]] V& vector) {
 #if defined(__x86_64__)
   asm("" : "+x"(vector));
-#else
-  (void)vector;
-#endif
-}
-[[gnu::always_inline]] inline void pin(Words& words) {
-#if defined(__x86_64__)
-  asm("" : "+x"(words));
-#else
-  (void)words;
 #endif
 }
 
