@@ -187,4 +187,89 @@ std::vector<Output> outputs_of(const Layer& layer, const typename Layer::Tape& t
   return result;
 }
 
+constexpr Index packed_tokens = 43;
+inline const moe::MoEConfig packed_config{.hidden = 37, .intermediate = 21, .experts = 8};
+
+/// Everything that starts at 0 or 1 gets random numbers too; all that is stored in T is rounded to T.
+template <class T, class Layer>
+void fill_parameters(Layer& layer) {
+  unsigned seed = 30;
+  auto draw = [&](std::string_view name, auto& view) {
+    const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
+    if (view.size() > 0 && (bias || view.rank() == 1)) randomise(view, ++seed);
+    if (name.substr(0, 7) != "router." && name.find("gate.weight") == std::string_view::npos) round_to<T>(view);
+  };
+  Layer::Parameters::visit(draw, layer.parameters);
+  auto fill = [&](std::string_view, auto& view) { randomise(view, ++seed); };
+  Layer::Buffers::visit(fill, layer.buffers);
+}
+
+template <class From, class To>
+void copy_all(From& from, To& to) {
+  copy_parameters(from, to);
+  auto copy = [](std::string_view, const auto& a, const auto& b) {
+    for (std::size_t i = 0; i < a.size(); ++i) b.data()[i] = a.data()[i];
+  };
+  From::Buffers::visit(copy, from.buffers, to.buffers);
+}
+
+/// pack<T> of a layer in float against the layer in double with the same weights. Padding is NaN, and must give 0.
+template <class T, class... Policies, class... Values>
+void check_packed(bool masked, const Values&... values) {
+  using Judge = HostLayer<double, Policies...>;
+  HostLayer<float, Policies...> layer(packed_config, moe::Seed{5}, values...);
+  Judge judge(packed_config, moe::Seed{6}, values...);
+  fill_parameters<T>(layer);
+  copy_all(layer, judge);
+  auto packed = moe::pack<T>(layer);
+  STATIC_REQUIRE(std::is_same_v<typename decltype(packed)::Scalar, T>);
+
+  const auto x = random<moe::Matrix<float, Host>>(7, packed_tokens, packed_config.hidden);
+  const moe::Matrix<T, Host> in("x", packed_tokens, packed_config.hidden);
+  const moe::Matrix<double, Host> exact("x", packed_tokens, packed_config.hidden);
+  const auto mask = filled<moe::Vector<std::uint8_t, Host>>(1, packed_tokens);
+  for (const Index t : {0, 5, 6, 42}) mask(t) = masked ? 0 : 1;
+  for (Index t = 0; t < packed_tokens; ++t) {
+    for (Index h = 0; h < packed_config.hidden; ++h) {
+      in(t, h) = T(mask(t) ? x(t, h) : NAN);
+      exact(t, h) = mask(t) ? double(float(in(t, h))) : 0;
+    }
+  }
+  moe::Batch<T, Host> batch;
+  moe::Batch<double, Host> judged;
+  batch.x = in;
+  judged.x = exact;
+  if (masked) batch.mask = judged.mask = mask;
+  moe::Context<Host> ctx;
+  ctx.training = false;
+  typename decltype(packed)::Tape tape;
+  typename Judge::Tape judge_tape;
+  const auto y = packed.forward(ctx, batch, tape);
+  const auto expected = judge.forward(ctx, judged, judge_tape);
+  REQUIRE(same_bits(tape.plan.expert_offsets, judge_tape.plan.expert_offsets));
+  REQUIRE(same_bits(tape.plan.assignment_row, judge_tape.plan.assignment_row));
+
+  const auto outputs = outputs_of<T>(judge, judge_tape);
+  Worst worst;
+  for (Index t = 0; t < packed_tokens; ++t) {
+    for (Index h = 0; h < packed_config.hidden; ++h) {
+      const double value = expected(t, h), bound = outputs[t].y.bound(h);
+      if (std::abs(outputs[t].y.value(h) - value) > 1e-12) FAIL("the reference is not this layer's");
+      if (mask(t) == 0 && float(y(t, h)) != 0.0f) FAIL_CHECK("padding is not 0: " << t << ", " << h);
+      worst.see(std::abs(double(float(y(t, h))) - value), bound);
+    }
+  }
+  worst.check(2e-4);  // bounds of many stages multiply
+
+  // Without a tape, packed from double, and for one token alone: the same bits.
+  CHECK(same_bits(y, packed.forward(ctx, batch)));
+  CHECK(same_bits(y, moe::pack<T>(judge).forward(ctx, batch)));
+  if (decltype(packed)::Capacity::drops) return;
+  const Kokkos::pair<Index, Index> rows(9, 10);
+  const moe::Matrix<T, Host> alone("alone", 1, packed_config.hidden), one("one", 1, packed_config.hidden);
+  Kokkos::deep_copy(one, Kokkos::subview(y, rows, Kokkos::ALL));
+  Kokkos::deep_copy(alone, Kokkos::subview(in, rows, Kokkos::ALL));
+  CHECK(same_bits(packed.forward(ctx, alone), one));
+}
+
 }  // namespace moe_test

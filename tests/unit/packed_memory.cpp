@@ -102,6 +102,24 @@ void check_alone(Index hidden, Index inner) {
   }
 }
 
+TEMPLATE_TEST_CASE("NaN and infinity stay in their row of packed experts", "", float, bfloat16) {
+  const Index hidden = 37, rows = 40;
+  moe::kernels::PackedWorkspace work;
+  const PackedExperts<TestType, moe::SwiGLU> experts(2, hidden, 21, true);
+  const std::vector<Index> offsets{0, 25, rows};
+  auto x = random_numbers<TestType>(1, rows * hidden);
+  std::vector<float> clean(rows * hidden), y(rows * hidden);
+  moe::kernels::packed_ffn(Host{}, experts.call(x.data(), offsets.data(), clean.data()), work);
+  for (const Index r : {0, 3, 24, 25, 39}) x[r * hidden + r % hidden] = TestType(r % 2 == 0 ? NAN : INFINITY);
+  moe::kernels::packed_ffn(Host{}, experts.call(x.data(), offsets.data(), y.data()), work);
+  for (Index r = 0; r < rows; ++r) {
+    CAPTURE(r);
+    const bool spoilt = r == 0 || r == 3 || r == 24 || r == 25 || r == 39;
+    CHECK((std::memcmp(&y[r * hidden], &clean[r * hidden], hidden * sizeof(float)) == 0) == !spoilt);
+    if (spoilt) CHECK_FALSE(std::isfinite(y[r * hidden]));
+  }
+}
+
 TEMPLATE_TEST_CASE("A row of packed experts does not depend on the rows around it", "", float, bfloat16) {
   check_alone<TestType, moe::SwiGLU>(70, 45);
   check_alone<TestType, moe::ReLU>(31, 64);
