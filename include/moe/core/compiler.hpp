@@ -7,5 +7,5 @@
 #  define MOE_UNROLL(n)
 #else
 #  define MOE_UNROLL(n) MOE_PRAGMA(GCC unroll n)
-#  define MOE_PRAGMA(text) _Pragma(#text)
+#  define MOE_PRAGMA(text) _Pragma(#  text)
 #endif
