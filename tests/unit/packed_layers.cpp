@@ -124,4 +124,19 @@ TEMPLATE_TEST_CASE("A packed layer refuses tokens that do not fit", "", float, b
   CHECK_THROWS_AS(packed.forward(ctx, batch), moe::DataError);
 }
 
+TEST_CASE("Experts that compute nothing stay around packed ones") {
+  using Experts = moe::WithExtraExperts<moe::ExpertFFN<moe::SwiGLU>, 2>;
+  using Layer = HostLayer<float, moe::Router<moe::Softmax, moe::TopK<3>>, Experts>;
+  using Space = Layer::Space;
+  const Layer layer(moe::MoEConfig{.hidden = 21, .intermediate = 18, .experts = 6}, moe::Seed{5});
+  const auto packed = moe::pack(layer);
+  static_assert(std::is_same_v<decltype(packed)::Experts, moe::WithExtraExperts<moe::PackedFFN<moe::SwiGLU>, 2>>);
+  const auto x = random<moe::Matrix<float, Space>>(1, 40, 21);
+  moe::Context<Space> ctx;
+  const auto y = layer.forward(ctx, x), z = packed.forward(ctx, x);
+  double worst = 0;
+  for (std::size_t i = 0; i < y.size(); ++i) worst = std::max(worst, std::abs(double(y.data()[i]) - z.data()[i]));
+  CHECK(worst < 1e-5 * largest(y));
+}
+
 }  // namespace packed_layers_test

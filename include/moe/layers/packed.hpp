@@ -3,6 +3,7 @@
 /// `pack`: a layer for inference on a host, made from a trained one.
 
 #include "moe/combine/packed_shared_experts.hpp"
+#include "moe/experts/wrappers.hpp"
 #include "moe/layers/moe_layer.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -19,6 +20,13 @@ template <class Activation, class BiasChoice>
 struct PackedPolicy<ExpertFFN<Activation, BiasChoice>> {
   using type = PackedFFN<Activation, BiasChoice>;
   static type value(const ExpertFFN<Activation, BiasChoice>& from) { return {from.activation}; }
+};
+template <class Inner, int extra, class Output>
+struct PackedPolicy<WithExtraExperts<Inner, extra, Output>> {
+  using type = WithExtraExperts<typename PackedPolicy<Inner>::type, extra, Output>;
+  static type value(const WithExtraExperts<Inner, extra, Output>& from) {
+    return {PackedPolicy<Inner>::value(from.inner)};
+  }
 };
 template <int n, class Activation, class Gate>
 struct PackedPolicy<SharedExperts<n, Activation, Gate>> {
@@ -115,8 +123,9 @@ using Packed = typename detail::PackLayer<Layer, T>::Packed;
 ///     auto y = fast.forward(ctx, x);  // (T, H), bfloat16
 ///
 /// Weights are laid out once, in the order in which the kernels read them; `layer` stays as it is, and later changes of
-/// it do not reach the packed one. A token's sum runs over its experts in their order, not in the order of choice: the
-/// last bits may differ from `layer`'s.
+/// it do not reach the packed one. Experts of one's own, and NormalizedExperts, stay as they are, in T. Where I is not
+/// a multiple of 32, activations are also applied to zeros, and have to be finite there. A token's sum runs over its
+/// experts in their order, not in the order of choice: the last bits may differ from `layer`'s.
 template <class T = float, class Layer>
 Packed<Layer, T> pack(const Layer& layer) {
   return detail::PackLayer<Layer, T>::make(layer);
