@@ -36,7 +36,7 @@ struct Options {
   std::string name = "dsmoe-s", dtype = "f32", layout = "packed";
   std::vector<Index> tokens{512, 2048};
   double skew = 0;
-  int repeats = 7;
+  int repeats = 7, threads = 0;
   bool json = false;
 };
 
@@ -78,6 +78,7 @@ void time(const Shape& shape, const Options& options, const Layer& layer) {
                           {"shape", options.name},
                           {"dtype", options.dtype},
                           {"layout", options.layout},
+                          {"instruction_set", moe::instruction_set()},
                           {"threads", space.concurrency()},
                           {"T", tokens},
                           {"min_s", best},
@@ -113,10 +114,11 @@ void run(const Shape& shape, const Options& options, const Router& router, const
   if (!options.json) {
     const bench::Limits limits = bench::Limits::measure();
     fmt::print(
-        "{}: hidden {}, intermediate {}, {} experts, {} a token, {} shared; {} {}; {} threads; {:.0f} GFLOP/s, "
+        "{}: hidden {}, intermediate {}, {} experts, {} a token, {} shared; {} {}; {}, {} threads; {:.0f} GFLOP/s, "
         "{:.1f} GB/s\n",
         options.name, shape.hidden, shape.intermediate, shape.experts, shape.top_k, shape.shared, options.layout,
-        options.dtype, Space().concurrency(), options.dtype == "bf16" ? limits.bf16_gflops : limits.gflops, limits.gbs);
+        options.dtype, moe::instruction_set(), Space().concurrency(),
+        options.dtype == "bf16" ? limits.bf16_gflops : limits.gflops, limits.gbs);
     fmt::print("{:>6} {:>9} {:>9} {:>9} {:>7} {:>9}  time by stage\n", "tokens", "min ms", "median", "GFLOP/s", "GB/s",
                "of bound");
   }
@@ -137,20 +139,22 @@ void run(const Shape& shape, const Options& options) {
   const TopK<> top{int(shape.top_k)};
   moe::SharedExperts<1> shared;
   shared.intermediate = std::max<Index>(shape.shared, 1) * shape.intermediate;
+  const auto with_shared = [&]<class Router>(const Router& router) {
+    if (shape.shared == 0) return run<Router, SwiGLU>(shape, options, router);
+    run<Router, SwiGLU, moe::SharedExperts<1>>(shape, options, router, shared);
+  };
   if (shape.router == "mixtral") {
     using Router = moe::Router<moe::Softmax, TopK<>, NormalizeSum>;
     run<Router, SwiGLU>(shape, options, Router{top});
   } else if (shape.router == "deepseek-v2") {
-    using Router = moe::Router<moe::Softmax, TopK<>>;
-    if (shape.shared == 0) return run<Router, SwiGLU>(shape, options, Router{top});
-    run<Router, SwiGLU, moe::SharedExperts<1>>(shape, options, Router{top}, shared);
+    with_shared(moe::Router<moe::Softmax, TopK<>>{top});
   } else if (shape.router == "deepseek-v3") {
     using Groups = moe::GroupLimit<0, 0, moe::BestTwo>;
-    using Router = moe::Router<moe::Sigmoid, TopK<>, Groups, moe::BiasBalancer, NormalizeSum, moe::Scale>;
     Groups groups;
     groups.groups = int(shape.groups);
     groups.kept = int(shape.kept_groups);
-    run<Router, SwiGLU, moe::SharedExperts<1>>(shape, options, Router{top, groups, moe::Scale{2.5}}, shared);
+    with_shared(moe::Router<moe::Sigmoid, TopK<>, Groups, moe::BiasBalancer, NormalizeSum, moe::Scale>{
+        top, groups, moe::Scale{2.5}});
   } else {
     using Router = moe::Router<moe::Softmax, TopK<>>;
     run<Router, moe::ExpertFFN<moe::ReLU>>(shape, options, Router{top});
@@ -166,15 +170,19 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default();
   auto* name = app.add_option("--shape", options.name, "sizes of a published model, divided")
                    ->check(CLI::IsMember({"mixtral-s", "dsmoe-s", "dsv3-s", "switch"}));
-  auto* hidden = app.add_option("--hidden", own.hidden, "sizes of your own, with a softmax router")->excludes(name);
+  auto* hidden = app.add_option("--hidden", own.hidden, "sizes of your own")->excludes(name);
   app.add_option("--intermediate", own.intermediate, "of one expert")->needs(hidden);
   app.add_option("--experts", own.experts, "number of experts")->needs(hidden);
   app.add_option("--top-k", own.top_k, "experts a token")->needs(hidden);
+  app.add_option("--groups", own.groups, "of experts, of which a token uses half: DeepSeek-V3's router; 1: a softmax's")
+      ->needs(hidden)
+      ->check(CLI::PositiveNumber);
   app.add_option("--shared", own.shared, "shared experts")->needs(hidden)->check(CLI::NonNegativeNumber);
   app.add_option("--tokens", options.tokens, "numbers of tokens")->delimiter(',')->check(CLI::PositiveNumber);
   app.add_option("--dtype", options.dtype, "type of weights and tokens")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--layout", options.layout, "packed: as moe::pack makes it; plain: as it is trained, f32")
       ->check(CLI::IsMember({"packed", "plain"}));
+  app.add_option("--threads", options.threads, "of Kokkos' pool; 0: all there are")->check(CLI::NonNegativeNumber);
   app.add_option("--skew", options.skew, "exponent of the experts' popularity by rank: 0 even, 1 Zipf's");
   app.add_option("--repeats", options.repeats, "timed passes")->check(CLI::PositiveNumber);
   app.add_flag("--json", options.json, "one line a measurement");
@@ -183,9 +191,15 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "--layout plain is measured in f32 only: add --dtype f32.\n");
     return 1;
   }
-  Kokkos::ScopeGuard kokkos(argc, argv);
+  Kokkos::InitializationSettings settings;
+  if (options.threads > 0) settings.set_num_threads(options.threads);
+  Kokkos::ScopeGuard kokkos(settings);
   try {
     if (hidden->count() > 0) options.name = "own";
+    if (own.groups > 1) {
+      own.router = "deepseek-v3";
+      own.kept_groups = std::max<Index>(own.groups / 2, 1);
+    }
     text::Stages::watch();
     run(hidden->count() > 0 ? own : shapes.at(options.name), options);
   } catch (const std::exception& error) {
