@@ -9,9 +9,22 @@ using moe::bfloat16;
 using moe::kernels::cpu::micro_kernels;
 using moe::kernels::cpu::MicroKernel;
 
+/// Numbers at a multiple of 64 bytes, as kernels want them.
+template <class T>
+struct Aligned {
+  moe::kernels::cpu::PageBuffer<T> memory;
+  explicit Aligned(const std::vector<T>& numbers) : memory(Index(numbers.size())), size(numbers.size()) {
+    std::copy(numbers.begin(), numbers.end(), begin());
+  }
+  T* begin() const { return memory.data(); }
+  T* end() const { return memory.data() + size; }
+  T& operator[](Index i) const { return memory.data()[i]; }
+  std::size_t size;
+};
+
 /// The number (row, k) of a tile of `rows` rows, lines of 64 bytes: [block of the sum][row][line].
 template <class Factor>
-Factor& in_tile(std::vector<Factor>& tile, Index rows, Index row, Index k) {
+Factor& in_tile(const Aligned<Factor>& tile, Index rows, Index row, Index k) {
   constexpr Index in_line = 64 / sizeof(Factor);
   return tile[(k / in_line * rows + row) * in_line + k % in_line];
 }
@@ -21,21 +34,21 @@ template <class T, class Factor>
 void check_kernel(const MicroKernel& kernel, Index rows, Index depth, const reference::Precision& precision,
                   Worst& worst) {
   constexpr Index in_line = 4 / sizeof(T);
-  const Index size = 16 * depth, gap = 32 / sizeof(T);
+  const Index size = 16 * depth, gap = 64 / sizeof(T);
   REQUIRE(kernel.run != nullptr);
   REQUIRE((kernel.panels == 1 || kernel.panels == 2));
-  std::vector<Factor> tile = random_numbers<Factor>(unsigned(rows + depth), rows * depth);
+  Aligned<Factor> tile(random_numbers<Factor>(unsigned(rows + depth), rows * depth));
   if (sizeof(T) == 2) {
     for (Factor& f : tile) f = Factor(float(bfloat16(float(f))));
   }
-  std::vector<T> panels(2 * size + gap, T(NAN));
+  Aligned<T> panels(std::vector<T>(2 * size + gap, T(NAN)));
   const auto numbers = random_numbers<T>(unsigned(3 * rows + depth), 2 * size);
   std::copy(numbers.begin(), numbers.begin() + size, panels.begin());
   if (kernel.panels == 2) std::copy(numbers.begin() + size, numbers.end(), panels.begin() + size + gap);
   const Index columns = 16 * kernel.panels;
-  std::vector<float> sums(rows * 32, 77.0f);
-  kernel.run(tile.data(), panels.data(), (size + gap) * Index(sizeof(T)), depth / in_line,
-             reinterpret_cast<const char*>(panels.data()), rows % 3, sums.data());
+  Aligned<float> sums(std::vector<float>(rows * 32, 77.0f));
+  kernel.run(tile.begin(), panels.begin(), (size + gap) * Index(sizeof(T)), depth / in_line,
+             reinterpret_cast<const char*>(panels.begin()), rows % 3, sums.begin());
   for (Index i = 0; i < rows; ++i) {
     for (Index c = 0; c < 32; ++c) {
       if (c >= columns) {
