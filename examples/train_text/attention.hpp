@@ -85,10 +85,8 @@ struct CausalSoftmax {
   KOKKOS_FUNCTION void operator()(Index row) const {
     const Index live = row % length + 1;
     T* z = p.data() + row * length;
-    T top = z[0], sum = 0;
-    for (Index i = 1; i < live; ++i) top = z[i] > top ? z[i] : top;
-    for (Index i = 0; i < live; ++i) sum += z[i] = Kokkos::exp(scale * (z[i] - top));
-    for (Index i = 0; i < live; ++i) z[i] /= sum;
+    for (Index i = 0; i < live; ++i) z[i] *= scale;
+    moe::Softmax{}.apply(moe::Team{}, moe::Row<T>{z, live});
     for (Index i = live; i < length; ++i) z[i] = 0;
   }
 };

@@ -99,14 +99,13 @@ struct CrossEntropy {
   T scale;
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Row<T> z{logits.data() + t * Index(logits.extent(1)), Index(logits.extent(1))};
-    const T before = z[targets(t)];
-    const T top = moe::Team{}.max<T>(z.size, [&](Index i) { return z[i]; });
-    T sum = 0;
-    for (Index i = 0; i < z.size; ++i) sum += Kokkos::exp(z[i] - top);
-    losses(t) = double(top + Kokkos::log(sum) - before);
-    for (Index i = 0; i < z.size; ++i) {
-      z[i] = scale * (Kokkos::exp(z[i] - top) / sum - (i == targets(t) ? T(1) : T(0)));
-    }
+    const moe::Team team;
+    const T before = z[targets(t)], top = team.max<T>(z.size, [&](Index i) { return z[i]; });
+    moe::Softmax{}.apply(team, z);
+    // The largest probability is exp(0) over the sum of exponentials, and never vanishes.
+    const T largest = team.max<T>(z.size, [&](Index i) { return z[i]; });
+    losses(t) = double(top - Kokkos::log(largest) - before);
+    for (Index i = 0; i < z.size; ++i) z[i] = scale * (z[i] - (i == targets(t) ? T(1) : T(0)));
   }
 };
 

@@ -3,6 +3,7 @@
 /// ExpertFFN's elementwise kernels: one row each.
 
 #include "moe/core/activation.hpp"
+#include "moe/core/compiler.hpp"
 #include "moe/dispatch/plan.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -73,17 +74,17 @@ struct PullRow {
     T* du = dup.data() + r * Index(dup.extent(1));
     const bool weighted = weight.data() != nullptr;
     const Real w = weighted ? weight(r) : Real(1);
-    Real dot = 0;
+    MOE_INDEPENDENT
     for (Index i = 0; i < inner; ++i) {
       const Real other = Activation::gated ? Real(from[i + inner]) : Real(1);
       Real dgate, dother;
-      const Real value = activate(activation, Real(from[i]), other, dgate, dother);
-      h[i] = T(value);
-      dot += Real(dh[i]) * value;
+      h[i] = T(activate(activation, Real(from[i]), other, dgate, dother));
       du[i] = T(w * Real(dh[i]) * dgate);
       if constexpr (Activation::gated) du[i + inner] = T(w * Real(dh[i]) * dother);
     }
     if (!weighted) return;
+    Real dot = 0;  // a loop of its own: a sum in order keeps the loop above from running by vectors
+    for (Index i = 0; i < inner; ++i) dot += Real(dh[i]) * Real(h[i]);
     const Index width = dy.extent(1), e = down_bias.data() == nullptr ? 0 : expert_of(plan, r);
     for (Index i = 0; i < width; ++i) {
       if (down_bias.data() != nullptr) dot += Real(dy(r, i)) * Real(down_bias(e, i));
