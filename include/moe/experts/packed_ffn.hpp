@@ -86,17 +86,10 @@ struct PackedFFN {
       if constexpr (biased) {
         for (Index e = 0; e < up.experts; ++e) {
           for (Index i = 0; i < Index(from.up_bias.extent(1)); ++i)
-            up_bias(e, column_of(i, from.up_bias.extent(1))) = float(from.up_bias(e, i));
+            up_bias(e, kernels::column_of<gated>(i, from.up_bias.extent(1))) = float(from.up_bias(e, i));
           for (Index i = 0; i < Index(from.down_bias.extent(1)); ++i) down_bias(e, i) = float(from.down_bias(e, i));
         }
       }
-    }
-
-   private:
-    static Index column_of(Index row, Index rows) {
-      if constexpr (!gated) return row;
-      const Index half = rows / 2, i = row % half;
-      return i / 16 * 32 + i % 16 + (row < half ? 0 : 16);
     }
   };
 

@@ -12,6 +12,8 @@ namespace kernels {
 /// Weights (experts, columns, depth) as the kernels read them.
 template <class T>
 using PackedWeights = cpu::Panels<T>;
+/// The column that row `row` of `rows` becomes, in weights and in biases.
+using cpu::column_of;
 /// What a call keeps for the next.
 using PackedWorkspace = cpu::FFNWorkspace;
 /// Arguments of `packed_ffn`.

@@ -134,15 +134,15 @@ struct Paired {
   [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
                                                   Vector (&sum)[rows][width]) {
     const auto* factors = static_cast<const std::int32_t*>(tile);
-#  pragma GCC unroll 16
+    MOE_UNROLL(16)
     for (int k = 0; k < 16; ++k) {
       __m512i line[width];
-#  pragma GCC unroll 2
+      MOE_UNROLL(2)
       for (int v = 0; v < width; ++v) line[v] = _mm512_load_si512(panel[v] + 64 * k);
-#  pragma GCC unroll 16
+      MOE_UNROLL(16)
       for (int i = 0; i < rows; ++i) {
         const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors[16 * i + k]);
-#  pragma GCC unroll 2
+        MOE_UNROLL(2)
         for (int v = 0; v < width; ++v)
           sum[i][v] = (Vector)_mm512_dpbf16_ps((__m512)sum[i][v], factor, (__m512bh)line[v]);
       }

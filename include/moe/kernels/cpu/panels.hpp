@@ -74,14 +74,23 @@ struct Panels {
   }
 };
 
-/// Fills panels from weight (experts, rows, depth): `column_of(row)` says where a row goes. One panel a work item.
+/// The column that a row of weights becomes. Gated (rows: the gate's, then up's): 16 of the gate, then the same 16 of
+/// up, and so on.
+template <bool gated>
+Index column_of(Index row, Index rows) {
+  if constexpr (!gated) return row;
+  const Index half = rows / 2, i = row % half;
+  return i / panel_columns * pair_columns + i % panel_columns + (row < half ? 0 : panel_columns);
+}
+
+/// Fills panels from weight (experts, rows, depth): `column_of` says where a row goes. One panel a work item.
 template <class To, class From, bool gated>
 struct PackPanel {
   Panels<To> panels;
   const From* weight;
   Index rows, depth;
 
-  /// The row that a column holds, or -1. Gated: 16 columns of the gate, then the same 16 of up, and so on.
+  /// The row that a column holds, or -1.
   Index row_of(Index column) const {
     if constexpr (!gated) return column < rows ? column : -1;
     const Index half = rows / 2, row = column / pair_columns * panel_columns + column % panel_columns;
