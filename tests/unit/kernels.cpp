@@ -13,13 +13,14 @@ struct Sizes {
   Index bound, n, k;
 };
 
-// Experts without rows first, last and in between; widths that no vector divides; sums longer than a block.
+// Experts without rows first, last and in between; widths that no vector divides; sums and rows longer than a block.
 const std::vector<Sizes> all_sizes = {{{0, 0, 3, 3, 60, 61, 61}, 70, 13, 7},
                                       {{0, 1}, 1, 1, 1},
                                       {{0, 0, 0}, 0, 5, 3},
                                       {{0, 0, 0}, 4, 5, 3},
                                       {{0, 300, 301, 301}, 301, 33, 65},
-                                      {{0, 7, 105, 106}, 110, 130, 523}};
+                                      {{0, 7, 105, 106}, 110, 130, 523},
+                                      {{0, 400, 1500}, 1500, 37, 1100}};
 
 template <class View, class Host>
 double largest_difference(const View& result, const Host& expected, Index first, Index last) {
@@ -161,6 +162,87 @@ TEMPLATE_LIST_TEST_CASE("A row's product does not depend on the rows around it",
     CHECK(same_bits(own_out, Kokkos::subview(out, pick, Kokkos::ALL)));
     CHECK(same_bits(own_drows, Kokkos::subview(drows, pick, Kokkos::ALL)));
   }
+}
+
+// Operands are rounded to 16 bits beforehand, sums are f32, and each result is rounded once: where it accumulates, too.
+TEST_CASE("Products of 16-bit numbers round once") {
+  using T = moe::bfloat16;
+  using Space = Kokkos::DefaultHostExecutionSpace;
+  using M = moe::Matrix<T, Space>;
+  using W = moe::Tensor3<T, Space>;
+  const Index rows = 70, n = 39, k = 2500, last = 65;
+  const auto offsets = indices<Space>({0, 3, 3, last});
+  const auto x = random<M>(1, rows, k), dout = random<M>(2, rows, n), out = random<M>(4, rows, n);
+  const auto weight = random<W>(3, 3, n, k), dweight = random<W>(5, 3, n, k);
+  const W before("before", 3, n, k);
+  Kokkos::deep_copy(before, dweight);
+  moe::kernels::grouped_forward<T, Space>(Space{}, offsets, x, weight, out);
+  moe::kernels::grouped_backward_weight<T, Space>(Space{}, offsets, dout, x, dweight);
+  const auto near = [](double expected, double magnitude, double got) {
+    return std::abs(got - expected) <= std::abs(expected) / 256 + magnitude * 4e-6;
+  };
+  for (Index e = 0; e < 3; ++e) {
+    const Index begin = offsets(e), end = offsets(e + 1);
+    Index wrong = 0;
+    for (Index i = 0; i < n; ++i) {
+      for (Index r = begin; r < end; ++r) {
+        double sum = 0, magnitude = 0;
+        for (Index j = 0; j < k; ++j) {
+          sum += double(x(r, j)) * double(weight(e, i, j));
+          magnitude += std::abs(double(x(r, j)) * double(weight(e, i, j)));
+        }
+        wrong += !near(sum, magnitude, out(r, i));
+      }
+      for (Index j = 0; j < k; ++j) {
+        double sum = before(e, i, j), magnitude = std::abs(sum);
+        for (Index r = begin; r < end; ++r) {
+          sum += double(dout(r, i)) * double(x(r, j));
+          magnitude += std::abs(double(dout(r, i)) * double(x(r, j)));
+        }
+        wrong += begin == end ? double(dweight(e, i, j)) != sum : !near(sum, magnitude, dweight(e, i, j));
+      }
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+// Both ways to cut, from both layouts, for kernels that take floats and for those that take pairs.
+TEMPLATE_TEST_CASE("Operands are cut into lines", "", float, moe::bfloat16) {
+  using moe::bfloat16;
+  const auto check = [&]<class Factor>(Factor) {
+    using Blocks = moe::kernels::cpu::OperandBlocks<TestType, Factor>;
+    const Index width = 70;
+    std::vector<TestType> data;
+    for (Index i = 0; i < width * width; ++i) data.push_back(TestType(float(i % 251)));
+    const moe::kernels::Operand<TestType> along{data.data(), width, 1, 0}, across{data.data(), 1, width, 0};
+    for (const auto& from : {along, across}) {
+      for (const Index live : {16, 5}) {
+        for (const Index end : {64, 9}) {
+          const Index first = 20, k = 6;
+          alignas(64) float rows[16][16], lines[16][16];
+          float *row[16], *line[16];
+          for (int i = 0; i < 16; ++i) row[i] = rows[i], line[i] = lines[i];
+          Blocks::template pack<true>(from, first, live, k, end, row);
+          Blocks::template pack<false>(from, first, live, k, end, line);
+          Index wrong = 0;
+          for (Index i = 0; i < live; ++i) {
+            for (Index j = 0; j < Blocks::depth; ++j) {
+              const Index at = (first + i) * from.row_stride + (k + j) * from.sum_stride;
+              const float expected = k + j < end ? float(data[at]) : 0.0f;
+              const auto* in_row = reinterpret_cast<const Factor*>(rows[i]);
+              const auto* in_line = reinterpret_cast<const Factor*>(lines[j / Blocks::in_word]);
+              wrong += float(in_row[j]) != expected;
+              wrong += float(in_line[i * Blocks::in_word + j % Blocks::in_word]) != expected;
+            }
+          }
+          for (Index i = live; i < 16; ++i) wrong += lines[0][i] != 0;
+          CHECK(wrong == 0);
+        }
+      }
+    }
+  };
+  check(float{});
+  if constexpr (std::is_same_v<TestType, bfloat16>) check(bfloat16{});
 }
 
 #if defined(KOKKOS_ENABLE_SERIAL) && defined(KOKKOS_ENABLE_OPENMP)

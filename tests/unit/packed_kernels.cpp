@@ -37,7 +37,7 @@ void check_kernel(const MicroKernel& kernel, Index rows, Index depth, const refe
   const Index size = 16 * depth, gap = 64 / sizeof(T);
   REQUIRE(kernel.run != nullptr);
   REQUIRE((kernel.panels == 1 || kernel.panels == 2));
-  Aligned<Factor> tile(random_numbers<Factor>(unsigned(rows + depth), rows * depth));
+  Aligned<Factor> tile(random_numbers<Factor>(unsigned(rows + depth), rows * ((depth + 31) / 32 * 32)));
   if (sizeof(T) == 2) {
     for (Factor& f : tile) f = Factor(float(bfloat16(float(f))));
   }
@@ -48,7 +48,7 @@ void check_kernel(const MicroKernel& kernel, Index rows, Index depth, const refe
   const Index columns = 16 * kernel.panels;
   Aligned<float> sums(std::vector<float>(rows * 32, 77.0f));
   kernel.run(tile.begin(), panels.begin(), (size + gap) * Index(sizeof(T)), depth / in_line,
-             reinterpret_cast<const char*>(panels.begin()), rows % 3, sums.begin());
+             {reinterpret_cast<const char*>(panels.begin()), 64, rows % 3}, sums.begin());
   for (Index i = 0; i < rows; ++i) {
     for (Index c = 0; c < 32; ++c) {
       if (c >= columns) {
@@ -76,7 +76,7 @@ TEST_CASE("Micro-kernels agree with plain loops") {
   REQUIRE(table.rows <= moe::kernels::cpu::MicroKernels::most_rows);
   Worst full, half;
   for (Index rows = 1; rows <= table.rows; ++rows) {
-    for (const Index depth : {32, 64, 352}) {
+    for (const Index depth : {0, 2, 30, 32, 64, 90, 352}) {
       CAPTURE(rows, depth);
       check_kernel<float, float>(table.f32[rows], rows, depth, kernel_precision<float>(), full);
       if (table.pairs) {

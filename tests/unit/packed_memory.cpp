@@ -216,7 +216,7 @@ void check_guarded_kernel(const moe::kernels::cpu::MicroKernel& kernel, Index ro
   const Guarded<Panel> panels(random_numbers<Panel>(2, columns * depth), at_end);
   const Guarded<float> sums(32 * (rows - 1) + columns, at_end);
   const auto* end = reinterpret_cast<const char*>(panels.data() + columns * depth);
-  kernel.run(tile.data(), panels.data(), 16 * depth * Index(sizeof(Panel)), lines, end, 16, sums.data());
+  kernel.run(tile.data(), panels.data(), 16 * depth * Index(sizeof(Panel)), lines, {end, 64, 16}, sums.data());
 }
 
 TEST_CASE("Micro-kernels stay within their arrays") {

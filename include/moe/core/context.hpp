@@ -45,9 +45,7 @@ class Arena {
   }
 
  private:
-  static Block allocate(std::size_t bytes) {
-    return Block(Kokkos::view_alloc(Kokkos::WithoutInitializing, std::string("moe::workspace")), bytes);
-  }
+  static Block allocate(std::size_t bytes) { return detail::allocate<Block>("moe::workspace", bytes); }
   std::vector<Block> blocks_;
   Mark at_;
 };

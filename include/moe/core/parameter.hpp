@@ -58,8 +58,7 @@ Parameters zeros_like(const Parameters& parameters) {
   Parameters result = parameters;  // structs may hold lists of parts: take their lengths
   auto allocate = [](std::string_view, const auto& from, auto& to) {
     if (!from.is_allocated()) return;
-    using View = std::decay_t<decltype(to)>;
-    to = View("moe::zeros_like", from.layout());
+    to = allocate_zeros<std::decay_t<decltype(to)>>("moe::zeros_like", from.layout());
   };
   Parameters::visit(allocate, parameters, result);
   return result;

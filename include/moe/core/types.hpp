@@ -12,6 +12,7 @@
 
 #include "moe/core/error.hpp"
 #include "moe/core/kind.hpp"
+#include "moe/core/large_pages.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -96,7 +97,7 @@ void shape(View& view, const char* label, Extents... extents) {
   const Index wanted[] = {Index(extents)...};
   bool same = view.is_allocated();
   for (unsigned r = 0; same && r < sizeof...(Extents); ++r) same = Index(view.extent(r)) == wanted[r];
-  if (!same) view = View(Kokkos::view_alloc(Kokkos::WithoutInitializing, std::string(label)), std::size_t(extents)...);
+  if (!same) view = allocate<View>(label, std::size_t(extents)...);
 }
 
 /// A flat view of all of an array's elements.

@@ -64,8 +64,9 @@ struct ExpertFFN {
                                  ", intermediate ", shape.intermediate, "; all must be positive.");
     const Index width = (gated ? 2 : 1) * shape.intermediate;
     Parameters<T, Space> p;
-    p.up = Tensor3<T, Space>("moe::up_proj", shape.experts, width, shape.hidden);
-    p.down = Tensor3<T, Space>("moe::down_proj", shape.experts, shape.hidden, shape.intermediate);
+    p.up = detail::allocate_zeros<Tensor3<T, Space>>("moe::up_proj", shape.experts, width, shape.hidden);
+    p.down =
+        detail::allocate_zeros<Tensor3<T, Space>>("moe::down_proj", shape.experts, shape.hidden, shape.intermediate);
     if constexpr (biased) {
       p.up_bias = Matrix<T, Space>("moe::up_proj_bias", shape.experts, width);
       p.down_bias = Matrix<T, Space>("moe::down_proj_bias", shape.experts, shape.hidden);

@@ -5,7 +5,8 @@
 /// A grouped product runs once for each expert on that expert's rows, [expert_offsets(e), expert_offsets(e + 1)),
 /// which are read on the device. Every sum runs in a fixed order that depends on neither threads nor other rows.
 
-#include "moe/kernels/cpu/gemm.hpp"
+#include "moe/kernels/cpu/product.hpp"
+#include "moe/kernels/cpu/product_double.hpp"
 #include "moe/kernels/portable/gemm.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -14,8 +15,8 @@ namespace kernels {
 
 namespace detail {
 
-template <class Space, class Product>
-void run(const Space& space, const Product& product) {
+template <class Space, class T>
+void run(const Space& space, const Product<T>& product) {
   if constexpr (on_host<Space>) {
     cpu::multiply(space, product);
   } else {

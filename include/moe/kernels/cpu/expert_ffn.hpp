@@ -209,7 +209,7 @@ struct FFNWorker {
         const MicroKernel& run = kernel(rows);
         if (half == 1 && run.panels == 2) continue;
         const Index share = (t + 1) * ahead / chunk.tiles - t * ahead / chunk.tiles;
-        run.run(tiles + begin * row_bytes, panel, stride, lines, next, share, sums + begin * 32 + half * 16);
+        run.run(tiles + begin * row_bytes, panel, stride, lines, {next, 64, share}, sums + begin * 32 + half * 16);
         next += lines / 16 * share * 64;
       }
     }

@@ -23,6 +23,11 @@
 #  define MOE_INSTRUCTION_SET baseline
 #  define MOE_REGISTER_BYTES 16
 #endif
+#if MOE_REGISTER_BYTES == 16
+#  define MOE_LINES_AT_ONCE 1  // else g++ 12 loads factors of several lines together, and runs out of registers
+#else
+#  define MOE_LINES_AT_ONCE 16
+#endif
 #define MOE_TEXT(name) MOE_TEXT_OF(name)
 #define MOE_TEXT_OF(name) #name
 
@@ -30,11 +35,16 @@ MOE_NAMESPACE_BEGIN
 
 namespace kernels::cpu {
 
-/// One kernel: `panels` (1 or 2) at once, `stride` bytes apart, `lines` (a multiple of 16) long. Meanwhile `prefetch`
-/// lines at `next` are asked for every 16 lines.
+/// What a kernel asks for meanwhile: `lines` lines of memory, `step` bytes apart, every 16 lines of its panel.
+struct Prefetch {
+  const char* next;
+  std::int64_t step, lines;
+};
+
+/// One kernel: `panels` (1 or 2) at once, `stride` bytes apart, `lines` long.
 struct MicroKernel {
-  void (*run)(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const char* next,
-              std::int64_t prefetch, float* sums);
+  void (*run)(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const Prefetch& coming,
+              float* sums);
   int panels;
 };
 
@@ -68,11 +78,11 @@ struct Float {
   static constexpr int temporaries = 1;  // lines of the panel in registers, beside the accumulators and one factor
 
   template <int rows, int width>
-  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
                                                   Vector (&sum)[rows][width]) {
     const auto* factors = static_cast<const float*>(tile);
-    MOE_UNROLL(16)
-    for (int k = 0; k < 16; ++k) {
+    MOE_UNROLL(MOE_LINES_AT_ONCE)
+    for (int k = 0; k < lines; ++k) {
       Vector line[width];
       MOE_UNROLL(8)
       for (int v = 0; v < width; ++v) {
@@ -95,12 +105,12 @@ struct Widened {
   static constexpr int tile_lines = 2, temporaries = 2;
 
   template <int rows, int width>
-  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
                                                   Vector (&sum)[rows][width]) {
     const auto* factors = static_cast<const float*>(tile);
     const Words upper = Words{} + 0xffff0000u;
-    MOE_UNROLL(16)
-    for (int pair = 0; pair < 16; ++pair) {
+    MOE_UNROLL(MOE_LINES_AT_ONCE)
+    for (int pair = 0; pair < lines; ++pair) {
       const float* at = factors + pair / 8 * rows * 16 + pair % 8 * 2;
       Words line[width];
       MOE_UNROLL(8)
@@ -131,11 +141,11 @@ struct Paired {
   static constexpr int tile_lines = 1, temporaries = 1;
 
   template <int rows, int width>
-  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel,
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
                                                   Vector (&sum)[rows][width]) {
     const auto* factors = static_cast<const std::int32_t*>(tile);
     MOE_UNROLL(16)
-    for (int k = 0; k < 16; ++k) {
+    for (int k = 0; k < lines; ++k) {
       __m512i line[width];
       MOE_UNROLL(2)
       for (int v = 0; v < width; ++v) line[v] = _mm512_load_si512(panel[v] + 64 * k);
@@ -159,33 +169,41 @@ template <class Kind, int rows>
 inline constexpr int panels_at_once = (rows + Kind::temporaries) * 2 * vectors + 1 <= registers ? 2 : 1;
 
 template <class Kind, int rows>
-void multiply(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const char* next,
-              std::int64_t prefetch, float* sums) {
+void multiply(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const Prefetch& coming,
+              float* sums) {
   constexpr int width = panels_at_once<Kind, rows> * vectors;
-  const char* at[2] = {static_cast<const char*>(panel), static_cast<const char*>(panel) + stride};
-  const char* from = static_cast<const char*>(tile);
-  Vector sum[rows][width];
-  MOE_UNROLL(16)
-  for (int i = 0; i < rows; ++i) {
-    MOE_UNROLL(8)
-    for (int v = 0; v < width; ++v) sum[i][v] = Vector{};
-  }
-  for (std::int64_t line = 0; line < lines; line += 16) {
-    for (std::int64_t i = 0; i < prefetch; ++i, next += 64) __builtin_prefetch(next, 0, 2);
-    Kind::template block<rows, width>(from, at, sum);
-    from += 64 * rows * Kind::tile_lines;
-    at[0] += 64 * 16;
-    at[1] += 64 * 16;
-  }
-  MOE_UNROLL(16)
-  for (int i = 0; i < rows; ++i) {
-    MOE_UNROLL(8)
-    for (int v = 0; v < width; ++v) *reinterpret_cast<Vector*>(sums + 32 * i + lanes * v) = sum[i][v];
+  constexpr int slice = lanes == 4 ? 2 : width;  // vectors at once: few registers hold half a line
+  const char* next = coming.next;
+  MOE_UNROLL(2)
+  for (int first = 0; first < width; first += slice) {
+    const char* from = static_cast<const char*>(tile);
+    const char* at[2] = {static_cast<const char*>(panel) + MOE_REGISTER_BYTES * first,
+                         static_cast<const char*>(panel) + stride};
+    Vector sum[rows][slice];
+    MOE_UNROLL(16)
+    for (int i = 0; i < rows; ++i) {
+      MOE_UNROLL(8)
+      for (int v = 0; v < slice; ++v) sum[i][v] = Vector{};
+    }
+    for (std::int64_t line = 16; line <= lines; line += 16) {
+      for (std::int64_t i = first == 0 ? 0 : coming.lines; i < coming.lines; ++i, next += coming.step)
+        __builtin_prefetch(next, 0, 2);
+      Kind::template block<rows, slice>(from, at, 16, sum);
+      from += 64 * rows * Kind::tile_lines;
+      at[0] += 64 * 16;
+      at[1] += 64 * 16;
+    }
+    if (lines % 16 != 0) Kind::template block<rows, slice>(from, at, int(lines % 16), sum);
+    MOE_UNROLL(16)
+    for (int i = 0; i < rows; ++i) {
+      MOE_UNROLL(8)
+      for (int v = 0; v < slice; ++v) *reinterpret_cast<Vector*>(sums + 32 * i + lanes * (first + v)) = sum[i][v];
+    }
   }
 }
 
 /// The most rows whose accumulators of one panel (of two, where a line is one register) fit.
-inline constexpr int tile_rows = lanes == 16 ? MicroKernels::most_rows : lanes == 8 ? 6 : 3;
+inline constexpr int tile_rows = lanes == 16 ? MicroKernels::most_rows : lanes == 8 ? 6 : 5;
 
 template <class Kind, int rows>
 constexpr MicroKernel kernel() {
@@ -216,5 +234,6 @@ MicroKernels make_table() {
 }  // namespace kernels::cpu
 
 #undef MOE_REGISTER_BYTES
+#undef MOE_LINES_AT_ONCE
 
 MOE_NAMESPACE_END

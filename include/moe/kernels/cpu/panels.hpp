@@ -9,9 +9,6 @@
 
 #include "moe/core/bfloat16.hpp"
 #include "moe/core/types.hpp"
-#if defined(__linux__)
-#  include <sys/mman.h>
-#endif
 
 MOE_NAMESPACE_BEGIN
 
@@ -23,21 +20,17 @@ class PageBuffer {
  public:
   PageBuffer() = default;
   explicit PageBuffer(Index size) {
-    constexpr std::size_t page = std::size_t(2) << 20;
-    const std::size_t bytes = sizeof(T) * std::size_t(size), align = bytes < page ? 64 : page;
+    using moe::detail::large_page;
+    const std::size_t bytes = sizeof(T) * std::size_t(size), align = bytes < large_page ? 64 : large_page;
     const std::size_t rounded = (bytes + align - 1) / align * align;
     auto* data = static_cast<T*>(std::aligned_alloc(align, rounded == 0 ? align : rounded));
-    moe::detail::require<Error>(data != nullptr, "moe::pack: no memory for ", rounded, " bytes of packed weights.");
-#if defined(__linux__)
-    if (align == page) madvise(data, rounded, MADV_HUGEPAGE);  // where it fails, pages stay small
-#endif
+    moe::detail::require<Error>(data != nullptr, "moe: no memory for ", rounded, " bytes of packed numbers.");
+    moe::detail::advise_large_pages(data, rounded);
     data_ = std::shared_ptr<T>(data, [](T* p) { std::free(p); });
   }
   /// Memory made elsewhere, aligned to 64 bytes.
   explicit PageBuffer(std::shared_ptr<T> data) : data_(std::move(data)) {}
-  T* data() const {
-    return data_.get();
-  }
+  T* data() const { return data_.get(); }
 
  private:
   std::shared_ptr<T> data_;
