@@ -9,7 +9,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID
   set(_baseline_flags -march=x86-64 -mno-avx)
   set(_avx2_flags -march=x86-64 -mavx2 -mfma -mno-avx512f)
   set(_avx512_flags -march=x86-64 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl)
-  set(_avx512_bf16_flags ${_avx512_flags} -mavx512bf16)
+  set(_avx512_bf16_flags ${_avx512_flags} -mavx512bf16 -mavx512vnni)
   list(APPEND _avx512_flags -mno-avx512bf16)
 endif()
 

@@ -13,6 +13,8 @@
 namespace moe_test {
 
 using Host = Kokkos::DefaultHostExecutionSpace;
+/// What tokens are where weights are packed as T.
+using moe::kernels::cpu::Token;
 
 /// Rounds every number to T, which then is an exact input.
 template <class T, class View>
@@ -67,6 +69,7 @@ reference::Curve curve_of() {
 /// How the kernels round where weights are T: see reference/expert_ffn.hpp.
 template <class T>
 reference::Precision kernel_precision() {
+  if (std::is_same_v<T, std::int8_t>) return {1, 0, true};
   if (sizeof(T) == 4 || !moe::kernels::cpu::micro_kernels().pairs) return {};
   return {2, reference::bf16_unit};
 }
@@ -111,8 +114,8 @@ struct PackedExperts {
         down_panels(experts, hidden, inner) {
     for (std::size_t i = 0; i < up.size(); ++i) up.data()[i] *= 2 / std::sqrt(float(hidden));
     for (std::size_t i = 0; i < down.size(); ++i) down.data()[i] *= 2 / std::sqrt(float(inner));
-    round_to<T>(up);
-    round_to<T>(down);
+    round_to<Token<T>>(up);
+    round_to<Token<T>>(down);
     pack();
     if (!biased) return;
     up_bias = random<moe::Matrix<float, Host>>(13, experts, up.extent(1));
@@ -142,7 +145,7 @@ struct PackedExperts {
     return i - i % 16 + i + (row < inner ? 0 : 16);
   }
 
-  moe::kernels::PackedFFNCall<T, Activation> call(const T* x, const Index* offsets, float* y) const {
+  moe::kernels::PackedFFNCall<T, Activation> call(const Token<T>* x, const Index* offsets, float* y) const {
     return {x,
             Index(down.extent(1)),
             offsets,

@@ -135,7 +135,7 @@ double weight_error(const Layer& layer, const reference::Column& x) {
 template <class T, class Layer>
 std::vector<Output> outputs_of(const Layer& layer, const typename Layer::Tape& tape) {
   const Index hidden = layer.config().hidden, tokens = tape.batch.tokens();
-  const double unit = sizeof(T) == 2 ? reference::bf16_unit : 0;
+  const double unit = std::is_same_v<T, moe::bfloat16> ? reference::bf16_unit : 0;
   const auto precision = kernel_precision<T>();
   std::vector<reference::Column> x;
   std::vector<reference::Bounded> inner;
@@ -213,15 +213,16 @@ void copy_all(From& from, To& to) {
   From::Buffers::visit(copy, from.buffers, to.buffers);
 }
 
-/// pack<T> of a layer in float against the layer in double with the same weights. Padding is NaN, and must give 0.
-template <class T, class... Policies, class... Values>
+/// pack<Weight> of a layer in float against the layer in double with the same weights. Padding is NaN, and must give 0.
+template <class Weight, class... Policies, class... Values>
 void check_packed(bool masked, const Values&... values) {
+  using T = Token<Weight>;
   using Judge = HostLayer<double, Policies...>;
   HostLayer<float, Policies...> layer(packed_config, moe::Seed{5}, values...);
   Judge judge(packed_config, moe::Seed{6}, values...);
   fill_parameters<T>(layer);
   copy_all(layer, judge);
-  auto packed = moe::pack<T>(layer);
+  auto packed = moe::pack<Weight>(layer);
   STATIC_REQUIRE(std::is_same_v<typename decltype(packed)::Scalar, T>);
 
   const auto x = random<moe::Matrix<float, Host>>(7, packed_tokens, packed_config.hidden);
@@ -249,21 +250,25 @@ void check_packed(bool masked, const Values&... values) {
   REQUIRE(same_bits(tape.plan.expert_offsets, judge_tape.plan.expert_offsets));
   REQUIRE(same_bits(tape.plan.assignment_row, judge_tape.plan.assignment_row));
 
-  const auto outputs = outputs_of<T>(judge, judge_tape);
+  const auto outputs = outputs_of<Weight>(judge, judge_tape);
+  constexpr bool quantised = std::is_same_v<Weight, std::int8_t>;
+  double error = 0, size = 0;
   Worst worst;
   for (Index t = 0; t < packed_tokens; ++t) {
     for (Index h = 0; h < packed_config.hidden; ++h) {
       const double value = expected(t, h), bound = outputs[t].y.bound(h);
-      if (std::abs(outputs[t].y.value(h) - value) > 1e-12) FAIL("the reference is not this layer's");
+      if (!quantised && std::abs(outputs[t].y.value(h) - value) > 1e-12) FAIL("the reference is not this layer's");
       if (mask(t) == 0 && float(y(t, h)) != 0.0f) FAIL_CHECK("padding is not 0: " << t << ", " << h);
-      worst.see(std::abs(double(float(y(t, h))) - value), bound);
+      worst.see(std::abs(double(float(y(t, h))) - outputs[t].y.value(h)), bound);
+      if (quantised) error += std::pow(outputs[t].y.value(h) - value, 2), size += value * value;
     }
   }
   worst.check(2e-4);  // bounds of many stages multiply
+  if (quantised) CHECK(error < 0.05 * 0.05 * size);
 
   // Without a tape, packed from double, and for one token alone: the same bits.
   CHECK(same_bits(y, packed.forward(ctx, batch)));
-  CHECK(same_bits(y, moe::pack<T>(judge).forward(ctx, batch)));
+  CHECK(same_bits(y, moe::pack<Weight>(judge).forward(ctx, batch)));
   if (decltype(packed)::Capacity::drops) return;
   const Kokkos::pair<Index, Index> rows(9, 10);
   const moe::Matrix<T, Host> alone("alone", 1, packed_config.hidden), one("one", 1, packed_config.hidden);

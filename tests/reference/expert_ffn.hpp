@@ -6,7 +6,8 @@
 /// The bounds are first-order running errors (Higham, "Accuracy and stability of numerical algorithms", section 3). A
 /// sum of n products in any order, with or without fused multiplication, errs by at most (n + 1) u sum |a b|; u = 2^-24
 /// for f32. An instruction that multiplies pairs of bfloat16 rounds up to twice a product: 2 (n + 1) u. Weights and
-/// tokens are exact as they stand: bfloat16 numbers have been rounded before.
+/// tokens are exact as they stand: bfloat16 numbers have been rounded before. Whole numbers are made here, from the
+/// weights in f32.
 
 #include <Eigen/Dense>
 #include <cmath>
@@ -31,8 +32,9 @@ struct Curve {
 
 /// How the numbers in between are rounded.
 struct Precision {
-  Real products = 1;  ///< roundings of a product
-  Real hidden = 0;    ///< unit of the type that hidden values are kept in, where not f32
+  Real products = 1;   ///< roundings of a product
+  Real hidden = 0;     ///< unit of the type that hidden values are kept in, where not f32
+  bool whole = false;  ///< rows of weights, tokens and hidden values are whole numbers up to 127, with a scale
 };
 
 /// Weights and biases of one expert: gate and up, or up alone.
@@ -46,8 +48,49 @@ struct Bounded {
   Column value, bound;
 };
 
+/// A row as whole multiples of a step, its largest magnitude / 127, and how far one may be from it that is made in f32
+/// of numbers within the bound. Where a quotient comes near a half, the other may be the next whole number.
+inline Bounded quantised(const Bounded& row) {
+  const Real largest = row.value.cwiseAbs().maxCoeff(), step = largest / 127;
+  const Real above = (row.value.cwiseAbs() + row.bound).maxCoeff() - largest;
+  const Real below = largest - (row.value.cwiseAbs() - row.bound).maxCoeff();
+  const Real error = std::max(above, below) / 127 + f32_unit * step;  // of the step
+  Bounded result = row;
+  for (Eigen::Index i = 0; i < row.value.size(); ++i) {
+    if (step <= 2 * error) {  // might be zeros
+      result.value(i) = 0;
+      result.bound(i) = std::abs(row.value(i)) + row.bound(i) + step + error;
+      continue;
+    }
+    const Real quotient = row.value(i) / step, nearest = std::nearbyint(quotient);
+    const Real slack = (row.bound(i) + std::abs(quotient) * error) / (step - error) + 4 * f32_unit * 127;
+    const bool same = std::abs(quotient - nearest) + slack < 0.5;
+    result.value(i) = nearest * step;
+    result.bound(i) = std::abs(nearest) * error + (same ? 0 : (1 + slack) * (step + error));
+  }
+  return result;
+}
+
+/// weight * x + bias with both quantised, each row of weight by itself. Sums are exact; then there is a rounding each
+/// for the sum as f32, its two steps and the bias.
+inline Bounded quantised_affine(const Rows& weight, const Column& bias, const Bounded& x) {
+  const Bounded q = quantised(x);
+  Bounded y{Column(weight.rows()), Column(weight.rows())};
+  for (Eigen::Index r = 0; r < weight.rows(); ++r) {
+    const Bounded w = quantised({weight.row(r).transpose(), Column::Zero(weight.cols())});
+    y.value(r) = w.value.dot(q.value);
+    y.bound(r) = w.value.cwiseAbs().dot(q.bound) + w.bound.dot(q.value.cwiseAbs() + q.bound);
+    y.bound(r) += 3 * f32_unit * (std::abs(y.value(r)) + y.bound(r));
+    if (bias.size() == 0) continue;
+    y.value(r) += bias(r);
+    y.bound(r) += f32_unit * (std::abs(y.value(r)) + y.bound(r));
+  }
+  return y;
+}
+
 /// weight * x + bias.
 inline Bounded affine(const Rows& weight, const Column& bias, const Bounded& x, const Precision& precision) {
+  if (precision.whole) return quantised_affine(weight, bias, x);
   const Real n = Real(weight.cols()) + (bias.size() > 0 ? 1 : 0);
   Bounded y{weight * x.value, weight.cwiseAbs() * x.bound};
   Column sum = weight.cwiseAbs() * (x.value.cwiseAbs() + x.bound);

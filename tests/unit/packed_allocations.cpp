@@ -8,10 +8,13 @@
 namespace packed_allocations_test {
 
 int arrays = 0, blocks = 0;
+std::size_t bytes = 0;                 // of blocks
 constexpr std::size_t smallest = 512;  // bytes of a block that counts
 
 void note(std::size_t size) {
-  blocks += size >= smallest;
+  if (size < smallest) return;
+  ++blocks;
+  bytes += size;
 }
 
 }  // namespace packed_allocations_test
@@ -41,13 +44,15 @@ struct Counts {
     Kokkos::Tools::Experimental::set_allocate_data_callback(
         [](Kokkos_Profiling_SpaceHandle, const char*, const void*, uint64_t) { ++arrays; });
     arrays = blocks = 0;
+    bytes = 0;
   }
   ~Counts() { Kokkos::Tools::Experimental::set_allocate_data_callback(nullptr); }
 };
 
-template <class T, class Layer>
+template <class Weight, class Layer>
 void check(Layer& layer) {
-  const auto packed = moe::pack<T>(layer);
+  const auto packed = moe::pack<Weight>(layer);
+  using T = typename std::decay_t<decltype(packed)>::Scalar;
   moe::Context<Host> ctx;
   const Index width = layer.config().hidden;
   moe::Batch<T, Host> batch;
@@ -72,7 +77,7 @@ void check(Layer& layer) {
   CHECK(blocks == 0);
 }
 
-TEMPLATE_TEST_CASE("The second call of a packed layer allocates nothing", "", float, moe::bfloat16) {
+TEMPLATE_TEST_CASE("The second call of a packed layer allocates nothing", "", float, moe::bfloat16, std::int8_t) {
   const moe::MoEConfig config{.hidden = 70, .intermediate = 45, .experts = 8};
   using Shared = moe::SharedExperts<2, moe::SwiGLU, moe::SigmoidGate>;
   HostLayer<float, moe::MixtralRouter, Shared> layer(config, moe::Seed{5});
@@ -82,6 +87,26 @@ TEMPLATE_TEST_CASE("The second call of a packed layer allocates nothing", "", fl
       config, moe::Seed{5}, moe::Latent<>{.width = 33});
   check<TestType>(latent);
 }
+
+#if defined(MOE_COUNTS_BLOCKS)
+template <class T, class Layer>
+double packed_bytes(const Layer& layer) {
+  const Counts counts;
+  const auto packed = moe::pack<T>(layer);
+  return double(bytes);
+}
+
+TEST_CASE("A layer packed in int8 takes a quarter of the memory, and 4 bytes a row of weights") {
+  const moe::MoEConfig config{.hidden = 256, .intermediate = 192, .experts = 8};
+  const HostLayer<float, moe::MixtralRouter, moe::SharedExperts<1>> layer(config, moe::Seed{5});
+  const double numbers = 9 * 3 * 256 * 192, rows = 9 * (2 * 192 + 256), f32 = packed_bytes<float>(layer);
+  CHECK(f32 >= 4 * numbers);
+  const double other = f32 - 4 * numbers;  // router and strings
+  CHECK(packed_bytes<moe::bfloat16>(layer) <= 2 * numbers + 1.5 * other);
+  CHECK(packed_bytes<std::int8_t>(layer) <= numbers + 4 * rows + 1.5 * other);
+  CHECK(other < 0.05 * numbers);
+}
+#endif
 
 TEST_CASE("The counters of allocations work") {
   const Counts counts;

@@ -39,5 +39,8 @@ TEST_CASE("Compositions packed in f32 are the layers in double, within their rou
 TEST_CASE("Compositions packed in bfloat16 are the layers in double, within their roundings") {
   check_all<moe::bfloat16>();
 }
+TEST_CASE("Compositions packed in int8 are quantised layers in double, within their roundings") {
+  check_all<std::int8_t>();
+}
 
 }  // namespace packed_compositions_test

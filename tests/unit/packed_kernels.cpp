@@ -69,6 +69,61 @@ void check_kernel(const MicroKernel& kernel, Index rows, Index depth, const refe
   }
 }
 
+/// One kernel of int8 against plain loops, bit for bit. Panels lie apart, with other numbers in between.
+void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int magnitude) {
+  CAPTURE(rows, depth, magnitude);
+  const Index size = 16 * depth, gap = 64;
+  REQUIRE(kernel.run != nullptr);
+  REQUIRE((kernel.panels == 1 || kernel.panels == 2));
+  std::mt19937 engine(unsigned(rows + depth));
+  const auto draw = [&]() {  // the extremes often, and alone where they are all that is asked for
+    const int number = int(engine() % 300) - 150;
+    return magnitude == 127 ? (number < 0 ? -127 : 127) : std::clamp(number, -127, 127);
+  };
+  Aligned<std::int16_t> tile(std::vector<std::int16_t>(rows * depth, 0));
+  Aligned<std::int8_t> panels(std::vector<std::int8_t>(2 * size + gap, 99));
+  for (std::int16_t& number : tile) number = std::int16_t(draw());
+  for (Index i = 0; i < size; ++i) {
+    panels[i] = std::int8_t(draw());
+    if (kernel.panels == 2) panels[i + size + gap] = std::int8_t(draw());
+  }
+  if (magnitude == 127) {  // the largest sums of both signs
+    for (Index k = 0; k < depth; ++k) {
+      in_tile(tile, rows, 0, k) = 127;
+      panels[k / 2 * 32 + k % 2] = 127;
+      panels[k / 2 * 32 + 2 + k % 2] = -127;
+    }
+  }
+  Aligned<float> sums(std::vector<float>(rows * 32, 77.0f));
+  kernel.run(tile.begin(), panels.begin(), size + gap, depth / 4, reinterpret_cast<const char*>(panels.begin()),
+             rows % 3, sums.begin());
+  Index wrong = 0;
+  for (Index i = 0; i < rows; ++i) {
+    for (Index c = 0; c < 32; ++c) {
+      std::int64_t sum = Kokkos::bit_cast<std::int32_t>(77.0f);
+      if (c < 16 * kernel.panels) {
+        sum = 0;
+        for (Index k = 0; k < depth; ++k)
+          sum += panels[c / 16 * (size + gap) + k / 2 * 32 + c % 16 * 2 + k % 2] * in_tile(tile, rows, i, k);
+      }
+      wrong += sum != Kokkos::bit_cast<std::int32_t>(sums[32 * i + c]);
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("Micro-kernels of int8 are exact, up to the longest sums") {
+  const auto& table = micro_kernels();
+  CAPTURE(table.name);
+  for (Index rows = 1; rows <= table.rows; ++rows) {
+    for (const Index depth : {64, 128, 704}) check_whole_kernel(table.int8[rows], rows, depth, 0);
+    check_whole_kernel(table.int8[rows], rows, 320, 127);
+  }
+  check_whole_kernel(table.int8[1], 1, moe::kernels::cpu::quantised_depth / 64 * 64, 127);
+  for (Index rows = table.rows + 1; rows <= moe::kernels::cpu::MicroKernels::most_rows; ++rows)
+    CHECK(table.int8[rows].run == nullptr);
+}
+
 TEST_CASE("Micro-kernels agree with plain loops") {
   const auto& table = micro_kernels();
   CAPTURE(table.name);
@@ -100,11 +155,15 @@ void check_panels(Index experts, Index rows, Index depth) {
   moe::kernels::PackedWeights<To> panels(experts, gated ? 2 * padded : rows, depth);
   REQUIRE(panels.experts == experts);
   REQUIRE(panels.columns % 32 == 0);
+  REQUIRE(panels.lines() % 16 == 0);
   REQUIRE(panels.depth % 32 == 0);
+  REQUIRE(panels.depth < depth + 16 * std::max<Index>(2, moe::kernels::PackedWeights<To>::in_line));
   REQUIRE(panels.columns >= rows);
   REQUIRE(panels.depth >= depth);
   REQUIRE(reinterpret_cast<std::uintptr_t>(panels.memory.data()) % 64 == 0);
   std::memset(static_cast<void*>(panels.memory.data()), 0xff, experts * panels.columns * panels.depth * sizeof(To));
+  constexpr bool whole = std::is_same_v<To, std::int8_t>;
+  if (whole) std::fill_n(panels.scale.data(), experts * panels.columns, NAN);
   moe::kernels::pack<gated>(Host{}, weight, panels);
   std::vector<char> seen(experts * panels.columns * panels.depth);
   Index wrong = 0;
@@ -113,10 +172,22 @@ void check_panels(Index experts, Index rows, Index depth) {
       // Gated: pairs of panels hold 16 of the gate's rows and the same 16 of up's.
       const Index within = column / 32 * 16 + column % 16, up = column % 32 / 16;
       const Index row = !gated ? column : within < half ? up * half + within : rows;
+      double largest = 0, step = 1;  // of int8: a row's largest magnitude is 127 steps
+      for (Index k = 0; row < rows && k < depth; ++k) largest = std::max(largest, std::abs(double(weight(e, row, k))));
+      if (whole) {
+        step = panels.scale.data()[e * panels.columns + column];
+        wrong += std::abs(127 * step - largest) > 1e-6 * largest;
+      }
       for (Index k = 0; k < panels.depth; ++k) {
-        const float expected = row < rows && k < depth ? float(To(float(weight(e, row, k)))) : 0.0f;
+        const bool live = row < rows && k < depth;
         To& number = panels.at(e, column, k);
-        wrong += float(number) != expected || std::signbit(float(number)) != std::signbit(expected);
+        if (whole) {
+          const double exact = live ? double(weight(e, row, k)) : 0;
+          wrong += std::abs(double(number) * step - exact) > 0.50001 * step || (!live && number != To(0.0f));
+        } else {
+          const float expected = live ? float(To(float(weight(e, row, k)))) : 0.0f;
+          wrong += float(number) != expected || std::signbit(float(number)) != std::signbit(expected);
+        }
         ++seen[&number - panels.memory.data()];
       }
     }
@@ -130,9 +201,11 @@ TEST_CASE("Panels give back what was packed, and zeros around it") {
     for (const Index depth : {1, 2, 31, 32, 33, 65}) {
       check_panels<float, float, false>(2, rows, depth);
       check_panels<double, bfloat16, false>(3, rows, depth);
+      check_panels<double, std::int8_t, false>(3, rows, depth);
       if (rows % 2 != 0) continue;
       check_panels<float, float, true>(3, rows, depth);
       check_panels<float, bfloat16, true>(2, rows, depth);
+      check_panels<float, std::int8_t, true>(2, rows, depth);
     }
   }
 }
@@ -156,7 +229,7 @@ void check_call(Index hidden, Index inner, bool biased, const Rows& rows, moe::k
   std::vector<Index> offsets{0};
   for (Index count : rows.counts) offsets.push_back(offsets.back() + count);
   const Index all = offsets.back();
-  const auto x = random_numbers<T>(1, rows.tokens * hidden);
+  const auto x = random_numbers<Token<T>>(1, rows.tokens * hidden);
   const auto before = random_numbers<float>(2, rows.tokens * hidden);
   const auto weight = random_numbers<float>(3, all + 7);
   std::mt19937 engine(unsigned(4 + all));
@@ -215,7 +288,7 @@ void check_activation() {
   worst.check();
 }
 
-TEMPLATE_TEST_CASE("Packed experts agree with the reference", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("Packed experts agree with the reference", "", float, bfloat16, std::int8_t) {
   check_activation<TestType, moe::SwiGLU>();
   check_activation<TestType, moe::GeGLU>();
   check_activation<TestType, moe::ClampedSwiGLU>();
@@ -225,7 +298,7 @@ TEMPLATE_TEST_CASE("Packed experts agree with the reference", "", float, bfloat1
   check_activation<TestType, ShiftedProduct>();
 }
 
-TEMPLATE_TEST_CASE("Packed experts agree with the reference for any number of rows", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("Packed experts agree with the reference for any number of rows", "", float, bfloat16, std::int8_t) {
   moe::kernels::PackedWorkspace work;
   Worst worst;
   for (Index count = 1; count <= 33; ++count)
@@ -238,11 +311,11 @@ TEMPLATE_TEST_CASE("Packed experts agree with the reference for any number of ro
   worst.check();
 }
 
-TEMPLATE_TEST_CASE("Packed experts without rows leave y as it is", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("Packed experts without rows leave y as it is", "", float, bfloat16, std::int8_t) {
   moe::kernels::PackedWorkspace work;
   const PackedExperts<TestType, ShiftedProduct> packed(3, 33, 5, true);
   const std::vector<Index> none{0, 0, 0, 0}, five{0, 2, 2, 5}, nowhere(5, -1);
-  const auto x = random_numbers<TestType>(1, 4 * 33);
+  const auto x = random_numbers<Token<TestType>>(1, 4 * 33);
   const auto before = random_numbers<float>(2, 4 * 33);
   auto y = before;
   moe::kernels::packed_ffn(Host{}, packed.call(x.data(), none.data(), y.data()), work);

@@ -38,6 +38,9 @@ TEST_CASE("Layers packed in f32 are the layers in double, within their roundings
 TEST_CASE("Layers packed in bfloat16 are the layers in double, within their roundings") {
   check_all<bfloat16>();
 }
+TEST_CASE("Layers packed in int8 are quantised layers in double, within their roundings") {
+  check_all<std::int8_t>();
+}
 
 /// Experts that are not the library's: they give their input.
 struct Same {
@@ -98,21 +101,21 @@ TEST_CASE("A packed layer keeps the weights that it was made with") {
   CHECK_FALSE(same_bits(before, moe::pack<float>(layer).forward(ctx, x)));
 }
 
-TEMPLATE_TEST_CASE("A packed layer takes no tokens at all", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("A packed layer takes no tokens at all", "", float, bfloat16, std::int8_t) {
   Plain layer(packed_config, moe::Seed{5});
   const auto packed = moe::pack<TestType>(layer);
   moe::Context<Host> ctx;
-  CHECK(packed.forward(ctx, moe::Matrix<TestType, Host>("x", 0, packed_config.hidden)).extent(0) == 0);
-  CHECK(packed.forward(ctx, moe::Matrix<TestType, Host>("x", 2, packed_config.hidden)).extent(0) == 2);
+  CHECK(packed.forward(ctx, moe::Matrix<Token<TestType>, Host>("x", 0, packed_config.hidden)).extent(0) == 0);
+  CHECK(packed.forward(ctx, moe::Matrix<Token<TestType>, Host>("x", 2, packed_config.hidden)).extent(0) == 2);
 }
 
-TEMPLATE_TEST_CASE("A packed layer refuses tokens that do not fit", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("A packed layer refuses tokens that do not fit", "", float, bfloat16, std::int8_t) {
   Plain layer(packed_config, moe::Seed{5});
   const auto packed = moe::pack<TestType>(layer);
   moe::Context<Host> ctx;
-  using M = moe::Matrix<TestType, Host>;
+  using M = moe::Matrix<Token<TestType>, Host>;
   CHECK_THROWS_AS(packed.forward(ctx, M("x", 3, packed_config.hidden + 1)), moe::ShapeError);
-  moe::Batch<TestType, Host> batch;
+  moe::Batch<Token<TestType>, Host> batch;
   batch.x = M("x", 3, packed_config.hidden);
   batch.mask = filled<moe::Vector<std::uint8_t, Host>>(1, 4);
   CHECK_THROWS_AS(packed.forward(ctx, batch), moe::ShapeError);
@@ -134,9 +137,18 @@ TEST_CASE("Experts that compute nothing stay around packed ones") {
   const auto x = random<moe::Matrix<float, Space>>(1, 40, 21);
   moe::Context<Space> ctx;
   const auto y = layer.forward(ctx, x), z = packed.forward(ctx, x);
-  double worst = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) worst = std::max(worst, std::abs(double(y.data()[i]) - z.data()[i]));
-  CHECK(worst < 1e-5 * largest(y));
+  const auto difference = [&](const auto& other) {
+    double worst = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) worst = std::max(worst, std::abs(double(y.data()[i]) - other.data()[i]));
+    return worst / largest(y);
+  };
+  CHECK(difference(z) < 1e-5);
+  const auto small = moe::pack<std::int8_t>(layer);
+  static_assert(std::is_same_v<decltype(small)::Experts,
+                               moe::WithExtraExperts<moe::PackedFFN<moe::SwiGLU, moe::NoBias, std::int8_t>, 2>>);
+  const double apart = difference(small.forward(ctx, x));
+  CHECK(apart < 0.05);
+  CHECK(apart > 1e-4);
 }
 
 }  // namespace packed_layers_test

@@ -19,13 +19,13 @@ struct Problem {
   PackedExperts<T, Activation> experts;
   std::vector<Index> offsets{0}, token, assignment;
   std::vector<float> weight;
-  std::vector<T> x;
+  std::vector<Token<T>> x;
 
   Problem(Index hidden_, Index inner, Index tokens_, const std::vector<Index>& counts)
       : hidden(hidden_),
         tokens(tokens_),
         experts(Index(counts.size()), hidden, inner, inner % 2 == 0),
-        x(random_numbers<T>(1, tokens * hidden)) {
+        x(random_numbers<Token<T>>(1, tokens * hidden)) {
     for (Index count : counts) offsets.push_back(offsets.back() + count);
     std::mt19937 engine(7);
     for (Index r = 0; r < offsets.back(); ++r) {
@@ -69,7 +69,7 @@ void check_threads(const Problem<T, Activation>& problem) {
   }
 }
 
-TEMPLATE_TEST_CASE("Packed experts have the same bits for 1, 2 and 3 threads", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("Packed experts have the same bits for 1, 2 and 3 threads", "", float, bfloat16, std::int8_t) {
   check_threads(Problem<TestType, moe::SwiGLU>(70, 45, 50, {40, 0, 3, 1, 300, 17}));  // chunks share tokens
   check_threads(Problem<TestType, ShiftedProduct>(300, 130, 9, {1, 0, 1, 5, 2}));     // fewer rows than threads' units
   check_threads(Problem<TestType, moe::ReLU>(33, 40, 30, std::vector<Index>(150, 2)));
@@ -84,7 +84,7 @@ void check_alone(Index hidden, Index inner) {
   moe::kernels::PackedWorkspace work;
   const PackedExperts<T, Activation> experts(3, hidden, inner, true);
   const std::vector<Index> offsets{0, 1, 100, 104};
-  const auto x = random_numbers<T>(1, 104 * hidden);
+  const auto x = random_numbers<Token<T>>(1, 104 * hidden);
   const auto weight = random_numbers<float>(2, 104);
   std::vector<float> y(104 * hidden);
   auto call = experts.call(x.data(), offsets.data(), y.data());
@@ -102,15 +102,15 @@ void check_alone(Index hidden, Index inner) {
   }
 }
 
-TEMPLATE_TEST_CASE("NaN and infinity stay in their row of packed experts", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("NaN and infinity stay in their row of packed experts", "", float, bfloat16, std::int8_t) {
   const Index hidden = 37, rows = 40;
   moe::kernels::PackedWorkspace work;
   const PackedExperts<TestType, moe::SwiGLU> experts(2, hidden, 21, true);
   const std::vector<Index> offsets{0, 25, rows};
-  auto x = random_numbers<TestType>(1, rows * hidden);
+  auto x = random_numbers<Token<TestType>>(1, rows * hidden);
   std::vector<float> clean(rows * hidden), y(rows * hidden);
   moe::kernels::packed_ffn(Host{}, experts.call(x.data(), offsets.data(), clean.data()), work);
-  for (const Index r : {0, 3, 24, 25, 39}) x[r * hidden + r % hidden] = TestType(r % 2 == 0 ? NAN : INFINITY);
+  for (const Index r : {0, 3, 24, 25, 39}) x[r * hidden + r % hidden] = Token<TestType>(r % 2 == 0 ? NAN : INFINITY);
   moe::kernels::packed_ffn(Host{}, experts.call(x.data(), offsets.data(), y.data()), work);
   for (Index r = 0; r < rows; ++r) {
     CAPTURE(r);
@@ -120,7 +120,7 @@ TEMPLATE_TEST_CASE("NaN and infinity stay in their row of packed experts", "", f
   }
 }
 
-TEMPLATE_TEST_CASE("A row of packed experts does not depend on the rows around it", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("A row of packed experts does not depend on the rows around it", "", float, bfloat16, std::int8_t) {
   check_alone<TestType, moe::SwiGLU>(70, 45);
   check_alone<TestType, moe::ReLU>(31, 64);
   check_alone<TestType, moe::GeGLU>(128, 33);
@@ -155,11 +155,16 @@ class Guarded {
   T* data_ = nullptr;
 };
 
+template <class T>
+moe::kernels::cpu::PageBuffer<T> guarded_buffer(Index size, bool at_end) {
+  auto pages = std::make_shared<Guarded<T>>(size, at_end);
+  return moe::kernels::cpu::PageBuffer<T>(std::shared_ptr<T>(pages, pages->data()));
+}
 /// The panels' memory in guarded pages, filled by pack().
 template <class T>
 void guard(moe::kernels::PackedWeights<T>& panels, bool at_end) {
-  auto pages = std::make_shared<Guarded<T>>(panels.experts * panels.columns * panels.depth, at_end);
-  panels.memory = moe::kernels::cpu::PageBuffer<T>(std::shared_ptr<T>(pages, pages->data()));
+  panels.memory = guarded_buffer<T>(panels.experts * panels.columns * panels.depth, at_end);
+  if (panels.scale.data() != nullptr) panels.scale = guarded_buffer<float>(panels.experts * panels.columns, at_end);
 }
 
 template <class T, class Activation>
@@ -179,7 +184,7 @@ void check_guarded(Index hidden, Index inner, const std::vector<Index>& counts, 
   experts.down = moe::Tensor3<float, Host>(down.data(), experts.down.extent(0), hidden, inner);
   experts.pack();
 
-  const Guarded<T> x(problem.x, at_end);
+  const Guarded<Token<T>> x(problem.x, at_end);
   const Guarded<float> y(std::vector<float>(expected.size(), 0.5f), at_end), weight(problem.weight, at_end);
   const Guarded<Index> offsets(problem.offsets, at_end), token(problem.token, at_end),
       assignment(problem.assignment, at_end);
@@ -196,7 +201,7 @@ void check_guarded(Index hidden, Index inner, const std::vector<Index>& counts, 
   CHECK(same(expected, std::vector<float>(y.data(), y.data() + expected.size())));
 }
 
-TEMPLATE_TEST_CASE("Packed experts stay within their arrays", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("Packed experts stay within their arrays", "", float, bfloat16, std::int8_t) {
   for (const bool at_end : {true, false}) {
     for (const auto& [hidden, inner] :
          std::vector<std::pair<Index, Index>>{{1, 1}, {17, 33}, {33, 18}, {47, 64}, {64, 32}, {31, 2}, {100, 48}}) {
@@ -212,18 +217,20 @@ TEMPLATE_TEST_CASE("Packed experts stay within their arrays", "", float, bfloat1
 template <class Panel, class Factor>
 void check_guarded_kernel(const moe::kernels::cpu::MicroKernel& kernel, Index rows, Index depth, bool at_end) {
   const Index columns = 16 * kernel.panels, lines = depth * Index(sizeof(Panel)) / 4;
-  const Guarded<Factor> tile(random_numbers<Factor>(1, rows * depth), at_end);
-  const Guarded<Panel> panels(random_numbers<Panel>(2, columns * depth), at_end);
+  const Guarded<Factor> tile(std::vector<Factor>(rows * depth, Factor(1)), at_end);
+  const Guarded<Panel> panels(std::vector<Panel>(columns * depth, Panel(1)), at_end);
   const Guarded<float> sums(32 * (rows - 1) + columns, at_end);
   const auto* end = reinterpret_cast<const char*>(panels.data() + columns * depth);
   kernel.run(tile.data(), panels.data(), 16 * depth * Index(sizeof(Panel)), lines, {end, 64, 16}, sums.data());
+  CHECK(sums.data()[32 * (rows - 1) + columns - 1] != 0.0f);
 }
 
 TEST_CASE("Micro-kernels stay within their arrays") {
   const auto& table = moe::kernels::cpu::micro_kernels();
   for (Index rows = 1; rows <= table.rows; ++rows) {
-    for (const Index depth : {32, 96}) {
+    for (const Index depth : {64, 192}) {
       for (const bool at_end : {true, false}) {
+        check_guarded_kernel<std::int8_t, std::int16_t>(table.int8[rows], rows, depth, at_end);
         check_guarded_kernel<float, float>(table.f32[rows], rows, depth, at_end);
         if (table.pairs) {
           check_guarded_kernel<bfloat16, bfloat16>(table.bf16[rows], rows, depth, at_end);

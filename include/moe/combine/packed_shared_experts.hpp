@@ -19,12 +19,12 @@ struct LiveToken {
 
 }  // namespace detail
 
-/// n experts over all tokens, added to the routed sum; see SharedExperts.
-template <int n = 1, class Activation = SwiGLU, class Gate = NoGate>
+/// n experts over all tokens, added to the routed sum; see SharedExperts, and PackedFFN for their weights.
+template <int n = 1, class Activation = SwiGLU, class Gate = NoGate, class Weight = LikeTokens>
 struct PackedSharedExperts {
   using policy = kind::branch;
   using Unpacked = SharedExperts<n, Activation, Gate>;
-  using FFN = PackedFFN<Activation>;
+  using FFN = PackedFFN<Activation, NoBias, Weight>;
   static constexpr const char* name = Unpacked::name;
   static constexpr bool has_gate = Unpacked::has_gate;
   Activation activation{};

@@ -26,8 +26,8 @@ struct NarrowRow {
 
 /// Runs `call` with a sum in f32 that ends in y (R, H): y itself where it is float, else a scratch array.
 /// One workspace a context: layers run one after another in it.
-template <bool add, class T, class Activation, class Space>
-void packed_ffn(Context<Space>& ctx, kernels::PackedFFNCall<T, Activation>& call, const Matrix<T, Space>& y) {
+template <bool add, class Weight, class T, class Activation, class Space>
+void packed_ffn(Context<Space>& ctx, kernels::PackedFFNCall<Weight, Activation>& call, const Matrix<T, Space>& y) {
   auto& work = ctx.template kept<kernels::PackedWorkspace>(0);
   if constexpr (std::is_same_v<T, float>) {
     if (!add) fill(ctx.space, y, 0.0f);
@@ -54,25 +54,38 @@ struct PackedBackward {
 
 }  // namespace detail
 
-/// ExpertFFN<Activation, BiasChoice> with packed weights, in float or bfloat16; sums are f32. It has no backward: train
-/// the layer that was packed.
-template <class Activation = SwiGLU, class BiasChoice = NoBias>
+/// Weights have the type of the layer's tokens.
+struct LikeTokens {};
+
+/// ExpertFFN<Activation, BiasChoice> with packed weights, in float or bfloat16 like the tokens, with sums in f32; or in
+/// int8 beside float. It has no backward: train the layer that was packed.
+///
+/// int8: each row of a weight has a scale, its largest magnitude / 127. So has each row of tokens and of hidden values,
+/// found on the way (quantization granularity "per-channel" and "per-token" of Xiao et al. 2022, "SmoothQuant"). Sums
+/// of products are exact in int32, then multiplied by both scales in f32; biases and activations are f32. A token that
+/// holds NaN or an infinity gives NaN throughout.
+template <class Activation = SwiGLU, class BiasChoice = NoBias, class Weight = LikeTokens>
 struct PackedFFN {
   using policy = kind::experts;
   using Unpacked = ExpertFFN<Activation, BiasChoice>;
   static constexpr bool gated = Activation::gated, biased = Unpacked::biased;
   Activation activation{};
 
+  /// What weights are beside tokens of T.
+  template <class T>
+  using Number = std::conditional_t<std::is_same_v<Weight, LikeTokens>, T, Weight>;
+
   template <class T, class Space>
   struct Parameters {
     static_assert(on_host<Space>,
                   "moe::PackedFFN: packed weights are for host spaces. Give the layer On<a host space>.");
-    static_assert(std::is_same_v<T, float> || std::is_same_v<T, bfloat16>,
-                  "moe::PackedFFN: packed weights are float or moe::bfloat16; say which: moe::pack<float>(layer).");
-    kernels::PackedWeights<T> up;    ///< (E, I or 2I, H)
-    kernels::PackedWeights<T> down;  ///< (E, H, I)
-    Matrix<float, Space> up_bias;    ///< (E, columns of up) in their order, where biased
-    Matrix<float, Space> down_bias;  ///< (E, columns of down), where biased
+    static_assert(std::is_same_v<T, float> || (std::is_same_v<T, bfloat16> && std::is_same_v<Number<T>, T>),
+                  "moe::PackedFFN: packed weights are float or moe::bfloat16 beside tokens of the same, or std::int8_t "
+                  "beside float; say which: moe::pack<float>(layer).");
+    kernels::PackedWeights<Number<T>> up;    ///< (E, I or 2I, H)
+    kernels::PackedWeights<Number<T>> down;  ///< (E, H, I)
+    Matrix<float, Space> up_bias;            ///< (E, columns of up) in their order, where biased
+    Matrix<float, Space> down_bias;          ///< (E, columns of down), where biased
 
     /// Packed weights are not visited: save and change the layer that was packed.
     template <class F, class... Same>
@@ -104,8 +117,8 @@ struct PackedFFN {
     Parameters<T, Space> p;
     // Gate and up take 16 columns each of a pair of panels, so both are padded to a multiple of 32.
     const Index inner = (shape.intermediate + 31) / 32 * 32;
-    p.up = kernels::PackedWeights<T>(shape.experts, (gated ? 2 : 1) * inner, shape.hidden);
-    p.down = kernels::PackedWeights<T>(shape.experts, shape.hidden, shape.intermediate);
+    p.up = kernels::PackedWeights<Number<T>>(shape.experts, (gated ? 2 : 1) * inner, shape.hidden);
+    p.down = kernels::PackedWeights<Number<T>>(shape.experts, shape.hidden, shape.intermediate);
     if constexpr (biased) {
       p.up_bias = Matrix<float, Space>("moe::up_proj_bias", shape.experts, p.up.columns);
       p.down_bias = Matrix<float, Space>("moe::down_proj_bias", shape.experts, p.down.columns);
@@ -151,8 +164,8 @@ struct PackedFFN {
 
  private:
   template <class T, class Space>
-  kernels::PackedFFNCall<T, Activation> arguments(const T* x, Index hidden, const DispatchPlan<Space>& plan,
-                                                  const Parameters<T, Space>& p) const {
+  kernels::PackedFFNCall<Number<T>, Activation> arguments(const T* x, Index hidden, const DispatchPlan<Space>& plan,
+                                                          const Parameters<T, Space>& p) const {
     return {x,
             hidden,
             plan.expert_offsets.data(),

@@ -11,37 +11,52 @@ MOE_NAMESPACE_BEGIN
 namespace detail {
 
 /// What a policy becomes: experts and shared experts take packed weights, others stay.
-template <class P>
+template <class P, class Weight>
 struct PackedPolicy {
   using type = P;
   static P value(const P& from) { return from; }
 };
-template <class Activation, class BiasChoice>
-struct PackedPolicy<ExpertFFN<Activation, BiasChoice>> {
-  using type = PackedFFN<Activation, BiasChoice>;
+template <class Activation, class BiasChoice, class Weight>
+struct PackedPolicy<ExpertFFN<Activation, BiasChoice>, Weight> {
+  using type = PackedFFN<Activation, BiasChoice, Weight>;
   static type value(const ExpertFFN<Activation, BiasChoice>& from) { return {from.activation}; }
 };
-template <class Inner, int extra, class Output>
-struct PackedPolicy<WithExtraExperts<Inner, extra, Output>> {
-  using type = WithExtraExperts<typename PackedPolicy<Inner>::type, extra, Output>;
+template <class Inner, int extra, class Output, class Weight>
+struct PackedPolicy<WithExtraExperts<Inner, extra, Output>, Weight> {
+  using type = WithExtraExperts<typename PackedPolicy<Inner, Weight>::type, extra, Output>;
   static type value(const WithExtraExperts<Inner, extra, Output>& from) {
-    return {PackedPolicy<Inner>::value(from.inner)};
+    return {PackedPolicy<Inner, Weight>::value(from.inner)};
   }
 };
-template <int n, class Activation, class Gate>
-struct PackedPolicy<SharedExperts<n, Activation, Gate>> {
-  using type = PackedSharedExperts<n, Activation, Gate>;
+template <int n, class Activation, class Gate, class Weight>
+struct PackedPolicy<SharedExperts<n, Activation, Gate>, Weight> {
+  using type = PackedSharedExperts<n, Activation, Gate, Weight>;
   static type value(const SharedExperts<n, Activation, Gate>& from) { return {from.activation, from.intermediate}; }
 };
 
-/// The packed layer's type: each policy packed, the precision T.
+/// The precision of a layer packed as T, and what its weights are beside it.
+template <class T>
+struct PackedAs {
+  using Scalar = T;
+  using Weight = LikeTokens;
+};
+template <>
+struct PackedAs<std::int8_t> {
+  using Scalar = float;
+  using Weight = std::int8_t;
+};
+
+/// The packed layer's type: each policy packed, and the precision.
 template <class Policies, class T>
 struct PackedLayer;
 template <class... Policies, class T>
 struct PackedLayer<List<Policies...>, T> {
+  using Weight = typename PackedAs<T>::Weight;
+  using Numbers = Precision<typename PackedAs<T>::Scalar, float>;
   static constexpr bool own_experts = count_kind<kind::experts, Policies...> != 0;
-  using type = std::conditional_t<own_experts, MoELayer<typename PackedPolicy<Policies>::type..., Precision<T, float>>,
-                                  MoELayer<typename PackedPolicy<Policies>::type..., PackedFFN<>, Precision<T, float>>>;
+  using type = std::conditional_t<
+      own_experts, MoELayer<typename PackedPolicy<Policies, Weight>::type..., Numbers>,
+      MoELayer<typename PackedPolicy<Policies, Weight>::type..., PackedFFN<SwiGLU, NoBias, Weight>, Numbers>>;
 };
 
 /// All policies but the precision.
@@ -61,8 +76,10 @@ struct PackLayer<MoELayer<Policies...>, T> {
   using Layer = MoELayer<Policies...>;
   using Space = typename Layer::Space;
   using Kept = typename WithoutPrecision<List<>, Policies...>::type;
-  static constexpr bool packs = std::is_same_v<T, float> || std::is_same_v<T, bfloat16>;
-  static_assert(packs, "moe::pack: packed weights are float or moe::bfloat16; say which: moe::pack<float>(layer).");
+  static constexpr bool packs = one_of<T, float, bfloat16, std::int8_t>;
+  static_assert(packs,
+                "moe::pack: packed weights are float, moe::bfloat16 or std::int8_t; say which: "
+                "moe::pack<float>(layer).");
   using Packed = typename PackedLayer<Kept, std::conditional_t<packs, T, float>>::type;
 
   static Packed make(const Layer& layer) { return make(layer, Kept{}); }
@@ -70,7 +87,7 @@ struct PackLayer<MoELayer<Policies...>, T> {
  private:
   template <class... Ps>
   static Packed make(const Layer& layer, List<Ps...>) {
-    Packed packed(layer.config(), PackedPolicy<Ps>::value(layer.template value<Ps>())...);
+    Packed packed(layer.config(), PackedPolicy<Ps, typename PackedAs<T>::Weight>::value(layer.template value<Ps>())...);
     const Space space{};
     copy(space, layer.parameters.router, packed.parameters.router);
     copy(space, layer.buffers.router, packed.buffers.router);
@@ -113,17 +130,23 @@ struct PackLayer<MoELayer<Policies...>, T> {
 }  // namespace detail
 
 /// The type that `pack<T>` makes of a layer: the same policies, with `PackedFFN` for `ExpertFFN`, `PackedSharedExperts`
-/// for `SharedExperts`, and Precision<T, float>.
+/// for `SharedExperts`, and Precision<T, float>; for int8 that is Precision<float>.
 template <class Layer, class T = float>
 using Packed = typename detail::PackLayer<Layer, T>::Packed;
 
-/// A layer for inference on a host space, with the weights that `layer` has now, as T: float or bfloat16. Sums are f32.
+/// A layer for inference on a host space, with the weights that `layer` has now, as T: float, bfloat16 or std::int8_t.
 ///
 ///     auto fast = moe::pack<moe::bfloat16>(layer);
 ///     auto y = fast.forward(ctx, x);  // (T, H), bfloat16
+///     auto small = moe::pack<std::int8_t>(layer);
+///     auto z = small.forward(ctx, w);  // both (T, H), float
+///
+/// Sums are f32; those of int8 are exact, and PackedFFN says how weights and tokens become int8. Throws ConfigError
+/// where such sums might not fit int32: H or I beyond 133,144.
 ///
 /// Weights are laid out once, in the order in which the kernels read them; `layer` stays as it is, and later changes of
-/// it do not reach the packed one. Experts of one's own, and NormalizedExperts, stay as they are, in T. Where I is not
+/// it do not reach the packed one. Experts of one's own, and NormalizedExperts, stay as they are, in T (beside
+/// int8: float). Where I is not
 /// a multiple of 32, activations are also applied to zeros, and have to be finite there. A token's sum runs over its
 /// experts in their order, not in the order of choice: the last bits may differ from `layer`'s.
 template <class T = float, class Layer>

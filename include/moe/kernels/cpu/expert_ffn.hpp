@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <thread>
 #include <vector>
 
@@ -21,10 +22,10 @@ MOE_NAMESPACE_BEGIN
 
 namespace kernels::cpu {
 
-/// Arguments of one call. T: float or bfloat16.
+/// Arguments of one call. T: float, bfloat16 or int8.
 template <class T, class Activation>
 struct ExpertFFN {
-  const T* x;                   // (., hidden) rows of
+  const Token<T>* x;            // (., hidden) rows of
   Index hidden;                 // H, of x and y
   const Index* offsets;         // (E+1) rows of each expert
   const Index* row_token;       // (R) the row of x and y, -1: none; null: row r itself
@@ -100,11 +101,13 @@ struct FFNWorkspace {
   }
 };
 
-/// One thread's part: takes units until none is left. `Factor` is what tiles hold: float, or bfloat16 in pairs.
+/// One thread's part: takes units until none is left. `Factor` is what tiles hold: float, bfloat16 in pairs, or int16
+/// for int8. There each row is quantised by its own largest number, known for hidden values when the last unit of `up`
+/// is done, whose thread then does that.
 template <class T, class Factor, class Activation>
 struct FFNWorker {
   using Call = ExpertFFN<T, Activation>;
-  static constexpr bool gated = Activation::gated;
+  static constexpr bool gated = Activation::gated, quantised = is_quantised<T>;
   static constexpr Index in_line = 64 / sizeof(Factor);  // numbers of a row in a line of a tile
   static constexpr Index most_rows = 100;                // of a chunk
 
@@ -113,7 +116,9 @@ struct FFNWorker {
   FFNWorkspace* work;
   Index lag, slots, up_parts, down_parts, slot_bytes;
 
-  const MicroKernel& kernel(Index rows) const { return sizeof(T) == 4 ? table->f32[rows] : table->bf16[rows]; }
+  const MicroKernel& kernel(Index rows) const {
+    return quantised ? table->int8[rows] : sizeof(T) == 4 ? table->f32[rows] : table->bf16[rows];
+  }
   Index chunks() const { return Index(work->chunks.size()); }
   std::atomic<Index>& columns_done(Index part) const { return work->counters[(1 + part) * 8]; }
   std::atomic<Index>& up_done(Index chunk) const { return work->counters[(1 + down_parts) * 8 + chunk]; }
@@ -135,10 +140,10 @@ struct FFNWorker {
         for (Index p = 0; p < down_parts; ++p)  // the slot's former chunk must have left it
           wait_until([&] { return columns_done(p).load(std::memory_order_acquire) > now.chunk - slots; });
         up(chunk, gathered, hidden_of(now.chunk), now.part, coming);
-        up_done(now.chunk).fetch_add(1, std::memory_order_release);
+        finish_up(chunk, now.chunk, gathered);
       } else {
         wait_until([&] { return columns_done(now.part).load(std::memory_order_acquire) == now.chunk; });
-        wait_until([&] { return up_done(now.chunk).load(std::memory_order_acquire) == up_parts; });
+        wait_until([&] { return up_done(now.chunk).load(std::memory_order_acquire) == up_parts + quantised; });
         down(chunk, hidden_of(now.chunk), now.part, coming);
         columns_done(now.part).store(now.chunk + 1, std::memory_order_release);
       }
@@ -167,6 +172,41 @@ struct FFNWorker {
     return reinterpret_cast<const char*>(weights.panel(chunk.expert, 2 * pair));
   }
 
+  /// The steps of int8's rows stand behind their tiles of `depth` numbers, and hidden values in f32 behind the steps.
+  static constexpr Index steps_room = (most_rows + 15) / 16 * 16;
+  static float* steps_of(std::byte* tiles, Index depth) {
+    return reinterpret_cast<float*>(tiles + most_rows * depth * Index(sizeof(Factor)));
+  }
+  float* hidden_row(std::byte* tiles, Index row) const {
+    return steps_of(tiles, call->down.depth) + steps_room + row * call->up.columns / (gated ? 2 : 1);
+  }
+  /// Bytes of `rows` rows in tiles of `depth` numbers, and of what stands behind them.
+  static Index bytes_of(Index rows, Index depth, Index hidden_width) {
+    if constexpr (!quantised) return (rows * depth * Index(sizeof(Factor)) + 63) / 64 * 64;
+    return most_rows * depth * Index(sizeof(Factor)) + (steps_room + rows * hidden_width) * Index(sizeof(float));
+  }
+
+  /// Says that a unit of `up` is done. The chunk's last one first quantises the hidden values.
+  void finish_up(const RowChunk& chunk, Index number, std::byte* gathered) const {
+    if constexpr (quantised) {
+      if (up_done(number).fetch_add(1, std::memory_order_acq_rel) < up_parts - 1) return;
+      std::byte* hidden = hidden_of(number);
+      const Index depth = call->down.depth;
+      for (Index t = 0; t < chunk.tiles; ++t) {
+        const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
+        auto* tile = reinterpret_cast<Factor*>(hidden) + begin * depth;
+        for (Index i = 0; i < rows; ++i) {
+          const float step =
+              quantise_row(hidden_row(hidden, begin + i), call->down.live, depth, tile + i * in_line, rows * in_line);
+          // An activation may lose NaN: the token's own step keeps it.
+          const float own = steps_of(gathered, call->up.depth)[begin + i];
+          steps_of(hidden, depth)[begin + i] = std::isnan(own) ? own : step;
+        }
+      }
+    }
+    up_done(number).fetch_add(1, std::memory_order_release);
+  }
+
   Index token(Index row) const { return call->row_token == nullptr ? row : call->row_token[row]; }
 
   /// Copies a chunk's rows into tiles, a line at a time.
@@ -177,7 +217,12 @@ struct FFNWorker {
       auto* tile = reinterpret_cast<Factor*>(to) + begin * lines * in_line;
       for (Index i = 0; i < rows; ++i) {
         const Index from_row = token(chunk.first + begin + i);
-        const T* __restrict from = call->x + from_row * hidden;
+        const Token<T>* __restrict from = call->x + from_row * hidden;
+        if constexpr (quantised) {
+          steps_of(to, call->up.depth)[begin + i] =
+              quantise_row(from, from_row < 0 ? 0 : hidden, call->up.depth, tile + i * in_line, rows * in_line);
+          continue;
+        }
         for (Index line = 0; line < lines; ++line) {
           Factor* __restrict out = tile + (line * rows + i) * in_line;
           const Index k = line * in_line, live = from_row < 0 ? 0 : std::clamp<Index>(hidden - k, 0, in_line);
@@ -216,13 +261,15 @@ struct FFNWorker {
   }
 
   /// Gate and up (or up alone) and the activation, from gathered rows to hidden values in tiles.
-  void up(const RowChunk& chunk, const std::byte* tiles, std::byte* hidden, Index part, const char* coming) const {
+  void up(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index part, const char* coming) const {
     alignas(64) float sums[most_rows * 32];
     const Panels<T>& weights = call->up;
     const Index hidden_lines = call->down.depth / in_line, width = gated ? 16 : 32;
     const Index end = first_pair(weights, part + 1, up_parts);
     for (Index pair = first_pair(weights, part, up_parts); pair < end; ++pair) {
       multiply(chunk, tiles, weights, pair, pair + 1 < end ? pair_of(weights, chunk, pair + 1) : coming, sums);
+      if constexpr (quantised)
+        scale_sums(chunk.rows, steps_of(tiles, weights.depth), column_scale(weights, chunk, pair), sums);
       if (call->up_bias != nullptr)
         add_bias(chunk.rows, call->up_bias + chunk.expert * weights.columns + pair * 32, sums);
       for (Index t = 0; t < chunk.tiles; ++t) {
@@ -231,22 +278,28 @@ struct FFNWorker {
         for (Index i = 0; i < rows; ++i) {
           for (Index part_of = 0; part_of < width; part_of += 16) {
             const Index k = pair * width + part_of;  // of the hidden values
-            activate16(sums + (begin + i) * 32 + part_of, tile + (k / in_line * rows + i) * in_line + k % in_line);
+            const float* from = sums + (begin + i) * 32 + part_of;
+            if constexpr (quantised) {
+              activate16(from, hidden_row(hidden, begin + i) + k);
+            } else {
+              activate16(from, tile + (k / in_line * rows + i) * in_line + k % in_line);
+            }
           }
         }
       }
     }
   }
 
-  void activate16(const float* __restrict from, Factor* __restrict to) const {
+  template <class To>
+  void activate16(const float* __restrict from, To* __restrict to) const {
     const Activation activation = call->activation;
     float values[16];
     for (Index l = 0; l < 16; ++l) values[l] = moe::detail::activate(activation, from[l], gated ? from[l + 16] : 1.0f);
-    for (Index l = 0; l < 16; ++l) to[l] = Factor(values[l]);
+    for (Index l = 0; l < 16; ++l) to[l] = To(values[l]);
   }
 
   /// The product with W_down, weighted and added to the rows' tokens.
-  void down(const RowChunk& chunk, const std::byte* hidden, Index part, const char* coming) const {
+  void down(const RowChunk& chunk, std::byte* hidden, Index part, const char* coming) const {
     alignas(64) float sums[most_rows * 32];
     const Panels<T>& weights = call->down;
     const Index end = first_pair(weights, part + 1, down_parts);
@@ -260,6 +313,8 @@ struct FFNWorker {
         __builtin_prefetch(call->y + t * call->hidden + column + 16, 1);
       }
       multiply(chunk, hidden, weights, pair, pair + 1 < end ? pair_of(weights, chunk, pair + 1) : coming, sums);
+      if constexpr (quantised)
+        scale_sums(chunk.rows, steps_of(hidden, weights.depth), column_scale(weights, chunk, pair), sums);
       if (call->down_bias != nullptr)
         add_bias(chunk.rows, call->down_bias + chunk.expert * weights.columns + column, sums);
       for (Index i = 0; i < chunk.rows; ++i) {
@@ -278,6 +333,9 @@ struct FFNWorker {
     }
   }
 
+  static const float* column_scale(const Panels<T>& weights, const RowChunk& chunk, Index pair) {
+    return weights.scale.data() + chunk.expert * weights.columns + pair * 32;
+  }
   static void add_bias(Index rows, const float* __restrict bias, float* __restrict sums) {
     for (Index i = 0; i < rows; ++i) {
       for (Index l = 0; l < 32; ++l) sums[i * 32 + l] += bias[l];
@@ -290,7 +348,6 @@ template <class Space, class T, class Activation>
 void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FFNWorkspace& work) {
   const MicroKernels& table = micro_kernels();
   const Index threads = space.concurrency();
-  const Index factor = sizeof(T) == 2 && table.pairs ? 2 : 4;  // bytes of a number in a tile
   // So many rows hide the reading of a panel, and still fit the caches.
   const Index most = FFNWorker<T, float, Activation>::most_rows / table.rows * table.rows;
   cut_chunks(call.offsets, call.up.experts, table.rows, most, work.chunks);
@@ -299,17 +356,21 @@ void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FF
   const Index up_parts = std::clamp<Index>(64 * threads / chunks, 1, std::min<Index>(16, call.up.pairs()));
   const Index down_parts = std::min<Index>(std::max<Index>(4, 2 * threads), call.down.pairs());
   const Index lag = 1 + (threads - 1) / up_parts, slots = lag + 4;
-  const Index slot_bytes = (most * call.down.depth * factor + 63) / 64 * 64;
-  work.reserve(threads, most * call.up.depth * factor, slots * slot_bytes, (1 + down_parts) * 8 + chunks);
-  auto launch = [&](auto worker) {
+  auto launch = [&]<class Factor>(Factor) {
+    using Worker = FFNWorker<T, Factor, Activation>;
+    const Index slot_bytes = Worker::bytes_of(most, call.down.depth, call.up.columns / (Activation::gated ? 2 : 1));
+    work.reserve(threads, Worker::bytes_of(most, call.up.depth, 0), slots * slot_bytes, (1 + down_parts) * 8 + chunks);
     Kokkos::parallel_for(
         "moe::cpu::expert_ffn",
-        Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Static>>(space, 0, threads).set_chunk_size(1), worker);
+        Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Static>>(space, 0, threads).set_chunk_size(1),
+        Worker{&call, &table, &work, lag, slots, up_parts, down_parts, slot_bytes});
   };
-  if (factor == 2) {
-    launch(FFNWorker<T, T, Activation>{&call, &table, &work, lag, slots, up_parts, down_parts, slot_bytes});
+  if constexpr (is_quantised<T>) {
+    launch(std::int16_t{});
+  } else if (sizeof(T) == 2 && table.pairs) {
+    launch(T{});
   } else {
-    launch(FFNWorker<T, float, Activation>{&call, &table, &work, lag, slots, up_parts, down_parts, slot_bytes});
+    launch(0.0f);
   }
 }
 

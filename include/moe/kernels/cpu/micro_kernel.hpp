@@ -9,13 +9,18 @@
 #include "moe/core/compiler.hpp"
 #include "moe/version.hpp"
 
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#if defined(__x86_64__)
 #  include <immintrin.h>
-#  define MOE_INSTRUCTION_SET avx512_bf16
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
 #  define MOE_REGISTER_BYTES 64
-#elif defined(__AVX512F__)
-#  define MOE_INSTRUCTION_SET avx512
-#  define MOE_REGISTER_BYTES 64
+#  if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#    define MOE_INSTRUCTION_SET avx512_bf16
+#    define MOE_PAIRED_INSTRUCTIONS
+#  else
+#    define MOE_INSTRUCTION_SET avx512
+#  endif
 #elif defined(__AVX2__) && defined(__FMA__)
 #  define MOE_INSTRUCTION_SET avx2
 #  define MOE_REGISTER_BYTES 32
@@ -41,7 +46,8 @@ struct Prefetch {
   std::int64_t step, lines;
 };
 
-/// One kernel: `panels` (1 or 2) at once, `stride` bytes apart, `lines` long.
+/// One kernel: `panels` (1 or 2) at once, `stride` bytes apart, `lines` long. Sums
+/// of int8 are int32, in the floats' place.
 struct MicroKernel {
   void (*run)(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const Prefetch& coming,
               float* sums);
@@ -50,10 +56,10 @@ struct MicroKernel {
 
 struct MicroKernels {
   static constexpr int most_rows = 14;
-  const char* name;                                     ///< the instruction set
-  int rows;                                             ///< the most rows of a tile
-  bool pairs;                                           ///< tiles for bfloat16 panels hold bfloat16 too, and not float
-  MicroKernel f32[most_rows + 1], bf16[most_rows + 1];  ///< by rows, from 1
+  const char* name;  ///< the instruction set
+  int rows;          ///< the most rows of a tile
+  bool pairs;        ///< tiles for bfloat16 panels hold bfloat16 too, and not float
+  MicroKernel f32[most_rows + 1], bf16[most_rows + 1], int8[most_rows + 1];  ///< by rows, from 1
 };
 
 namespace MOE_INSTRUCTION_SET {
@@ -61,21 +67,26 @@ namespace MOE_INSTRUCTION_SET {
 /// GNU's vectors, which g++ and clang map to registers. Tiles, panels and sums are aligned to 64 bytes.
 typedef float Vector __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
 typedef std::uint32_t Words __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
+typedef std::int32_t Integers __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
+typedef std::int16_t Shorts __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
 inline constexpr int lanes = MOE_REGISTER_BYTES / 4, registers = lanes == 16 ? 32 : 16;
 inline constexpr int vectors = 16 / lanes;  // of a panel's line
 
-/// Keeps a loaded vector in its register: g++ 12 would load it again for each row.
+/// Keeps a vector in its register: g++ 12 would load a line again for each row, and put off adding integers until no
+/// register is left.
 template <class V>
 [[gnu::always_inline]] inline void pin([[maybe_unused]] V& vector) {
 #if defined(__x86_64__)
-  asm("" : "+x"(vector));
+  asm("" : "+v"(vector));
 #endif
 }
 
 struct Float {
+  using Sum = Vector;
   static constexpr bool paired = false;
   static constexpr int tile_lines = 1;   // of the tile, a row, for 16 lines of the panel
   static constexpr int temporaries = 1;  // lines of the panel in registers, beside the accumulators and one factor
+  static constexpr int bytes = MOE_REGISTER_BYTES;  // of the panel, in a vector
 
   template <int rows, int width>
   [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
@@ -101,8 +112,9 @@ struct Float {
 
 /// bfloat16 panels and float tiles: the halves of a word become floats by a shift and a mask.
 struct Widened {
+  using Sum = Vector;
   static constexpr bool paired = false;
-  static constexpr int tile_lines = 2, temporaries = 2;
+  static constexpr int tile_lines = 2, temporaries = 2, bytes = MOE_REGISTER_BYTES;
 
   template <int rows, int width>
   [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
@@ -134,11 +146,12 @@ struct Widened {
   }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(MOE_PAIRED_INSTRUCTIONS)
 /// bfloat16 panels and tiles: one instruction adds the products of a pair.
 struct Paired {
+  using Sum = Vector;
   static constexpr bool paired = true;
-  static constexpr int tile_lines = 1, temporaries = 1;
+  static constexpr int tile_lines = 1, temporaries = 1, bytes = MOE_REGISTER_BYTES;
 
   template <int rows, int width>
   [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
@@ -164,6 +177,80 @@ using Half = Paired;
 using Half = Widened;
 #endif
 
+/// int8 numbers of memory as int16, and sum += a b, where both products of a word are added to one sum.
+#if MOE_REGISTER_BYTES == 64
+[[gnu::always_inline]] inline Shorts widen(const char* from) {
+  return (Shorts)_mm512_cvtepi8_epi16(*reinterpret_cast<const __m256i*>(from));
+}
+[[gnu::always_inline]] inline void add_products(Integers& sum, const Shorts& a, const Shorts& b) {
+#  if defined(MOE_PAIRED_INSTRUCTIONS)
+  sum = (Integers)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#  else
+  sum += (Integers)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#  endif
+}
+#elif MOE_REGISTER_BYTES == 32
+[[gnu::always_inline]] inline Shorts widen(const char* from) {
+  return (Shorts)_mm256_cvtepi8_epi16(*reinterpret_cast<const __m128i*>(from));
+}
+[[gnu::always_inline]] inline void add_products(Integers& sum, const Shorts& a, const Shorts& b) {
+  sum += (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+#elif defined(__SSE2__)
+[[gnu::always_inline]] inline Shorts widen(const char* from) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return (Shorts)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+}
+[[gnu::always_inline]] inline void add_products(Integers& sum, const Shorts& a, const Shorts& b) {
+  sum += (Integers)_mm_madd_epi16((__m128i)a, (__m128i)b);
+}
+#else
+[[gnu::always_inline]] inline Shorts widen(const char* from) {
+  typedef std::int8_t Bytes __attribute__((vector_size(MOE_REGISTER_BYTES / 2), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Bytes*>(from), Shorts);
+}
+[[gnu::always_inline]] inline void add_products(Integers& sum, const Shorts& a, const Shorts& b) {
+  const Integers c = (Integers)a, d = (Integers)b;  // an upper half, and a lower half moved up and down
+  sum += (c >> 16) * (d >> 16) + ((Integers)((Words)c << 16) >> 16) * ((Integers)((Words)d << 16) >> 16);
+}
+#endif
+
+/// int8 panels and int16 tiles. All is exact: no product or sum of two leaves its type.
+struct Integer {
+  using Sum = Integers;
+  static constexpr int tile_lines = 2, temporaries = 1, bytes = MOE_REGISTER_BYTES / 2;
+
+  template <int rows, int width>
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
+                                                  Integers (&sum)[rows][width]) {
+    const auto* factors = static_cast<const Pair*>(tile);
+    for (int half = 0; half < 2; ++half) {
+      MOE_UNROLL(16)
+      for (int pair = 0; pair < 16 && 16 * half + pair < 2 * lines; ++pair) {
+        const int at = 512 * half + 32 * pair;  // of the panel
+        Shorts line[width];
+        MOE_UNROLL(8)
+        for (int v = 0; v < width; ++v) {
+          line[v] = widen(panel[v / vectors] + at + MOE_REGISTER_BYTES / 2 * (v % vectors));
+          pin(line[v]);
+        }
+        MOE_UNROLL(16)
+        for (int i = 0; i < rows; ++i) {
+          const Shorts factor = (Shorts)(Integers{} + factors[16 * (half * rows + i) + pair]);
+          MOE_UNROLL(8)
+          for (int v = 0; v < width; ++v) {
+            add_products(sum[i][v], factor, line[v]);
+            pin(sum[i][v]);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  typedef std::int32_t Pair __attribute__((may_alias));
+};
+
 /// Do two panels' accumulators of so many rows fit the registers, beside a line, temporaries and a factor?
 template <class Kind, int rows>
 inline constexpr int panels_at_once = (rows + Kind::temporaries) * 2 * vectors + 1 <= registers ? 2 : 1;
@@ -177,13 +264,14 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
   MOE_UNROLL(2)
   for (int first = 0; first < width; first += slice) {
     const char* from = static_cast<const char*>(tile);
-    const char* at[2] = {static_cast<const char*>(panel) + MOE_REGISTER_BYTES * first,
+    const char* at[2] = {static_cast<const char*>(panel) + Kind::bytes * first,
                          static_cast<const char*>(panel) + stride};
-    Vector sum[rows][slice];
+    using Sum = typename Kind::Sum;
+    Sum sum[rows][slice];
     MOE_UNROLL(16)
     for (int i = 0; i < rows; ++i) {
       MOE_UNROLL(8)
-      for (int v = 0; v < slice; ++v) sum[i][v] = Vector{};
+      for (int v = 0; v < slice; ++v) sum[i][v] = Sum{};
     }
     for (std::int64_t line = 16; line <= lines; line += 16) {
       for (std::int64_t i = first == 0 ? 0 : coming.lines; i < coming.lines; ++i, next += coming.step)
@@ -197,7 +285,7 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
     MOE_UNROLL(16)
     for (int i = 0; i < rows; ++i) {
       MOE_UNROLL(8)
-      for (int v = 0; v < slice; ++v) *reinterpret_cast<Vector*>(sums + 32 * i + lanes * (first + v)) = sum[i][v];
+      for (int v = 0; v < slice; ++v) *reinterpret_cast<Sum*>(sums + 32 * i + lanes * (first + v)) = sum[i][v];
     }
   }
 }
@@ -220,12 +308,13 @@ constexpr void list(MicroKernel* to, std::integer_sequence<int, rows...>) {
 }
 
 /// A template, so that only files that multiply compile the kernels.
-template <class Full = Float, class Short = Half>
+template <class Full = Float, class Short = Half, class Whole = Integer>
 MicroKernels make_table() {
-  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, {}, {}};
+  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, {}, {}, {}};
   constexpr auto rows = std::make_integer_sequence<int, MicroKernels::most_rows + 1>{};
   list<Full>(table.f32, rows);
   list<Short>(table.bf16, rows);
+  list<Whole>(table.int8, rows);
   return table;
 }
 
@@ -235,5 +324,6 @@ MicroKernels make_table() {
 
 #undef MOE_REGISTER_BYTES
 #undef MOE_LINES_AT_ONCE
+#undef MOE_PAIRED_INSTRUCTIONS
 
 MOE_NAMESPACE_END

@@ -9,6 +9,7 @@
 
 #include "moe/core/bfloat16.hpp"
 #include "moe/core/types.hpp"
+#include "moe/kernels/cpu/quantise.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -38,22 +39,35 @@ class PageBuffer {
 
 inline constexpr Index panel_columns = 16, pair_columns = 32;
 
-/// Two panels of 16 columns after two panels, over the whole depth; both extents are padded to 32 with zeros. A line of
-/// a panel is one k (float) or a pair (bfloat16): [line][column][k in line]. The same on every instruction set.
+/// Two panels of 16 columns after two panels, over the whole depth; both extents are padded with zeros. A line of a
+/// panel is 64 bytes: one k (float), a pair (bfloat16) or two pairs (int8), [pair][column][k of the pair]. The same on
+/// every instruction set. int8 numbers are multiplied by their column's scale.
 template <class T>
 struct Panels {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 2);
-  static constexpr Index in_line = 4 / sizeof(T);
+  static_assert(sizeof(T) == 4 || sizeof(T) == 2 || is_quantised<T>);
+  static constexpr Index in_line = 4 / sizeof(T), together = sizeof(T) == 4 ? 1 : 2;
+  static constexpr Index whole = std::max<Index>(32, 16 * in_line);  // the depth is a multiple of it
 
   Index experts = 0, columns = 0, depth = 0;  ///< as padded
+  Index live = 0;                             ///< of the depth, before the padding
   PageBuffer<T> memory;
+  PageBuffer<float> scale;  ///< (experts, columns), for int8 alone
 
   Panels() = default;
+  /// Throws ConfigError where sums of int8 might not fit int32.
   Panels(Index experts_, Index columns_, Index depth_)
       : experts(experts_),
         columns((columns_ + 31) / 32 * 32),
-        depth((depth_ + 31) / 32 * 32),
-        memory(experts * columns * depth) {}
+        depth((depth_ + whole - 1) / whole * whole),
+        live(depth_) {
+    if constexpr (is_quantised<T>) {
+      moe::detail::require<ConfigError>(depth_ <= quantised_depth, "moe::pack: sums of ", depth_,
+                                        " products of int8 numbers may leave int32; ", quantised_depth,
+                                        " are the most. Pack this layer as moe::bfloat16 or float.");
+      scale = PageBuffer<float>(experts * columns);
+    }
+    memory = PageBuffer<T>(experts * columns * depth);
+  }
 
   Index pairs() const { return columns / pair_columns; }
   Index lines() const { return depth / in_line; }             ///< of a panel
@@ -63,7 +77,8 @@ struct Panels {
   T& at(Index expert, Index column, Index k) const {
     return panel(
         expert,
-        column / panel_columns)[k / in_line * in_line * panel_columns + column % panel_columns * in_line + k % in_line];
+        column /
+            panel_columns)[k / together * together * panel_columns + column % panel_columns * together + k % together];
   }
 };
 
@@ -92,19 +107,32 @@ struct PackPanel {
   }
 
   void operator()(Index item) const {
-    constexpr Index in_line = Panels<To>::in_line;
+    constexpr Index together = Panels<To>::together;
     const Index all = 2 * panels.pairs(), expert = item / all, number = item % all;
     To* to = panels.panel(expert, number);
     const From* from[panel_columns];
+    RowScale scale[panel_columns];
     for (Index i = 0; i < panel_columns; ++i) {
-      const Index row = row_of(number * panel_columns + i);
+      const Index column = number * panel_columns + i, row = row_of(column);
       from[i] = row < 0 ? nullptr : weight + (expert * rows + row) * depth;
-    }
-    for (Index k = 0; k < panels.depth; k += in_line) {
-      for (Index i = 0; i < panel_columns; ++i) {
-        for (Index j = 0; j < in_line; ++j)
-          *to++ = from[i] != nullptr && k + j < depth ? To(float(from[i][k + j])) : To(0.0f);
+      if constexpr (is_quantised<To>) {
+        if (row >= 0) scale[i] = RowScale(from[i], depth);
+        panels.scale.data()[expert * panels.columns + column] = scale[i].step;
       }
+    }
+    for (Index k = 0; k < panels.depth; k += together) {
+      for (Index i = 0; i < panel_columns; ++i) {
+        for (Index j = 0; j < together; ++j)
+          *to++ = from[i] != nullptr && k + j < depth ? number_of(from[i][k + j], scale[i]) : To(0.0f);
+      }
+    }
+  }
+
+  static To number_of(From weight, const RowScale& scale) {
+    if constexpr (is_quantised<To>) {
+      return scale.inverse == 0 ? To(0) : To(scale.quantise(float(weight)));
+    } else {
+      return To(float(weight));
     }
   }
 };

@@ -18,7 +18,8 @@ inline bool processor_runs(std::string_view set) {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (set == "avx2") return avx2;
   if (set == "avx512") return avx2 && avx512;
-  if (set == "avx512_bf16") return avx2 && avx512 && __builtin_cpu_supports("avx512bf16");
+  if (set == "avx512_bf16")
+    return avx2 && avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #endif
   return set == "baseline";
 }
