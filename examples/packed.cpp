@@ -1,4 +1,4 @@
-// Inference on a host: the weights of a trained layer packed for the kernels, in float and in bfloat16.
+// Inference on a host: the weights of a trained layer packed for the kernels, in float, bfloat16 and int8.
 #include <cmath>
 #include <cstdio>
 #include <moe/moe.hpp>
@@ -30,6 +30,17 @@ double difference(const A& a, const B& b) {
   return largest;
 }
 
+/// ||b - a|| / ||a||.
+template <class A, class B>
+double relative_error(const A& a, const B& b) {
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    error += std::pow(double(b.data()[i]) - double(a.data()[i]), 2);
+    size += std::pow(double(a.data()[i]), 2);
+  }
+  return std::sqrt(error / size);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -38,6 +49,7 @@ int main(int argc, char** argv) {
   const Block block(Block::Config{.hidden = hidden, .intermediate = 352, .experts = 32}, moe::Seed{1});
   const auto packed = moe::pack(block);                // float
   const auto small = moe::pack<moe::bfloat16>(block);  // half the memory
+  const auto least = moe::pack<std::int8_t>(block);    // a quarter; tokens are float
 
   moe::Matrix<float, Space> x("x", tokens, hidden);  // (T, H)
   moe::fill_normal(Space{}, x, moe::Seed{2});
@@ -53,4 +65,8 @@ int main(int argc, char** argv) {
   // bfloat16 holds 8 bits of a number, and a token near a tie may choose another expert.
   std::printf("%-24s %8.2f ms, differs by %.1e at most\n", "packed, bfloat16", milliseconds(small, ctx, short_x),
               difference(y, small.forward(ctx, short_x)));
+  // int8 rounds by 1/254 of the largest number of each row of weights, tokens and hidden values; choices stay.
+  const auto z = least.forward(ctx, x);
+  std::printf("%-24s %8.2f ms, differs by %.1e at most, by %.1f%% on the whole\n", "packed, int8",
+              milliseconds(least, ctx, x), difference(y, z), 100 * relative_error(y, z));
 }

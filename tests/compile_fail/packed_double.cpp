@@ -1,4 +1,4 @@
-// expect: packed weights are float or moe::bfloat16
+// expect: packed weights are float, moe::bfloat16 or std::int8_t
 #include <moe/moe.hpp>
 
 #ifdef MOE_COMPILE_FAIL_FIXED

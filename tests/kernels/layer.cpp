@@ -58,14 +58,15 @@ std::vector<double> expected(const Layer& layer, const moe::Matrix<T, Space>& x)
   return y;
 }
 
-template <class T>
-bool agrees(const Layer& layer, double tolerance) {
+template <class Weight>
+bool agrees(const char* name, const Layer& layer, double tolerance) {
+  using T = typename moe::Packed<Layer, Weight>::Scalar;
   moe::Matrix<T, Space> x("x", tokens, hidden);
   for (Index t = 0; t < tokens; ++t) {
     for (Index h = 0; h < hidden; ++h) x(t, h) = T(float(std::sin(double(1 + t) * double(3 + 7 * h))));
   }
   const std::vector<double> y = expected<T>(layer, x);
-  const auto packed = moe::pack<T>(layer);
+  const auto packed = moe::pack<Weight>(layer);
   moe::Context<Space> ctx;
   const auto got = packed.forward(ctx, x);
   double error = 0, largest = 0;
@@ -76,7 +77,7 @@ bool agrees(const Layer& layer, double tolerance) {
       largest = std::max(largest, std::abs(y[t * hidden + h]));
     }
   }
-  std::printf("%s: error %.2g of %.2g\n", sizeof(T) == 4 ? "f32" : "bf16", error, largest);
+  std::printf("%s: error %.2g of %.2g\n", name, error, largest);
   return largest > 0.01 && error <= tolerance * largest;
 }
 
@@ -90,8 +91,9 @@ int main(int argc, char** argv) {
     const bool named = std::strcmp(argv[1], "any") == 0 || std::strcmp(argv[1], moe::instruction_set()) == 0;
     const Layer layer({.hidden = hidden, .intermediate = intermediate, .experts = experts}, moe::Seed{1});
     for (std::size_t i = 0; i < layer.parameters.experts.up.size(); ++i) layer.parameters.experts.up.data()[i] *= 10;
-    const bool full = agrees<float>(layer, 1e-5), half = agrees<moe::bfloat16>(layer, 2e-2);
-    return named && full && half ? 0 : 1;
+    const bool full = agrees<float>("f32", layer, 1e-5), half = agrees<moe::bfloat16>("bf16", layer, 2e-2);
+    const bool quarter = agrees<std::int8_t>("int8", layer, 4e-2);
+    return named && full && half && quarter ? 0 : 1;
   } catch (const moe::Error& error) {
     std::printf("%s\n", error.what());
     return 3;
