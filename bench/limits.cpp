@@ -11,17 +11,14 @@ namespace {
 void print(const bench::Limits& limits, bool json) {
   const int threads = Kokkos::DefaultHostExecutionSpace().concurrency();
   if (json) {
-    const nlohmann::json line{{"threads", threads},
-                              {"instructions", bench::instructions()},
-                              {"compiler", MOE_BENCH_COMPILER},
-                              {"gflops", limits.gflops},
-                              {"bf16_gflops", limits.bf16_gflops},
-                              {"gbs", limits.gbs},
-                              {"huge_pages", limits.huge_pages}};
+    const nlohmann::json line{
+        {"threads", threads},      {"instructions", bench::instructions()}, {"compiler", MOE_BENCH_COMPILER},
+        {"gflops", limits.gflops}, {"bf16_gflops", limits.bf16_gflops},     {"int8_gflops", limits.int8_gflops},
+        {"gbs", limits.gbs},       {"huge_pages", limits.huge_pages}};
     fmt::print("{}\n", line.dump());
   } else {
-    fmt::print("{} threads, {}: {:.0f} GFLOP/s in f32, {:.0f} in bf16; {:.1f} GB/s read in {} pages\n", threads,
-               bench::instructions(), limits.gflops, limits.bf16_gflops, limits.gbs,
+    fmt::print("{} threads, {}: {:.0f} GFLOP/s in f32, {:.0f} in bf16, {:.0f} in int8; {:.1f} GB/s read in {} pages\n",
+               threads, bench::instructions(), limits.gflops, limits.bf16_gflops, limits.int8_gflops, limits.gbs,
                limits.huge_pages ? "2 MiB" : "ordinary");
   }
   std::fflush(stdout);

@@ -10,7 +10,7 @@
 
 #include "pages.hpp"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__AVX2__)
 #  include <immintrin.h>
 #endif
 
@@ -75,6 +75,26 @@ inline float bf16_multiply_adds(long rounds) {
 }
 #endif
 
+#if defined(__AVX2__)
+/// Each instruction (or three of them, without VNNI) adds four products of bytes to each of 8 sums.
+inline float int8_multiply_adds(long rounds) {
+  __m256i sums[chains];
+  for (int c = 0; c < chains; ++c) sums[c] = _mm256_set1_epi32(c);  // equal chains might be merged
+  const __m256i factor = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+  for (long r = 0; r < rounds; ++r) {
+#  if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    for (__m256i& sum : sums) sum = _mm256_dpbusd_epi32(sum, factor, ones);
+#  else
+    for (__m256i& sum : sums)  // multiplies the sum itself: constant products would be found once
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(sum, factor), ones));
+#  endif
+  }
+  int total = 0;
+  for (const __m256i& sum : sums) total += _mm256_extract_epi32(sum, 0);
+  return float(total);
+}
+#endif
+
 inline float read(const float* from, std::size_t count) {
   Register sums[8] = {};
   for (std::size_t i = 0; i + 8 * lanes <= count; i += 8 * lanes) {
@@ -103,10 +123,29 @@ double best_of(int rounds, const F& f) {
   return best;
 }
 
+/// Bytes read from memory a second, in 1e9, all threads: the best of some rounds through 384 MiB, more than caches
+/// hold, so that what lay there before is gone behind it.
+inline double read_bandwidth(int rounds, bool* huge_pages = nullptr) {
+  const int threads = Kokkos::DefaultHostExecutionSpace().concurrency();
+  const std::size_t part = (std::size_t(96) << 20) / threads / 256 * 256;
+  static const Pages memory = [&] {
+    Pages fresh(part * threads);
+    best_of(1, [&](int thread) {  // each thread's part lies in the memory nearest to it
+      std::fill_n(fresh.data() + thread * part, part, 1.0f);
+      return 0.0f;
+    });
+    return fresh;
+  }();
+  if (huge_pages != nullptr) *huge_pages = memory.huge();
+  return 1e-9 * double(part) * threads * sizeof(float) /
+         best_of(rounds, [&](int thread) { return read(memory.data() + thread * part, part); });
+}
+
 /// The limits, measured anew at each call, since they move.
 struct Limits {
   double gflops = 0;       ///< single precision, all threads
   double bf16_gflops = 0;  ///< bf16 with sums in single precision; `gflops` where it is computed in single precision
+  double int8_gflops = 0;  ///< bytes with sums in 32 bits; `gflops` where there are no instructions for them
   double gbs = 0;          ///< bytes read from memory a second, in 1e9, all threads
   bool huge_pages = false;
 
@@ -121,18 +160,13 @@ struct Limits {
 #else
     limits.bf16_gflops = limits.gflops;
 #endif
-    const std::size_t part = (std::size_t(96) << 20) / threads / 256 * 256;
-    static const Pages memory = [&] {
-      Pages fresh(part * threads);
-      best_of(1, [&](int thread) {  // each thread's part lies in the memory nearest to it
-        std::fill_n(fresh.data() + thread * part, part, 1.0f);
-        return 0.0f;
-      });
-      return fresh;
-    }();
-    limits.huge_pages = memory.huge();
-    limits.gbs = 1e-9 * double(part) * threads * sizeof(float) /
-                 best_of(3, [&](int thread) { return read(memory.data() + thread * part, part); });
+#if defined(__AVX2__)
+    limits.int8_gflops =
+        8 * 8e-9 * chains * double(rounds) * threads / best_of(5, [&](int) { return int8_multiply_adds(rounds); });
+#else
+    limits.int8_gflops = limits.gflops;
+#endif
+    limits.gbs = read_bandwidth(3, &limits.huge_pages);
     return limits;
   }
 };

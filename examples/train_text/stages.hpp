@@ -48,6 +48,7 @@ class Stages {
   }
 
   static std::uint64_t peak_bytes() { return account().peak_; }
+  static std::uint64_t held_bytes() { return account().bytes_; }
 
  private:
   using Clock = std::chrono::steady_clock;
