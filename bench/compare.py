@@ -4,12 +4,15 @@
 Times move from minute to minute on shared machines, so that only rounds count in which all run one after the other. A
 round whose own probe of the multiply-add peak is more than 5% under the best is rejected: others used the processor.
 
-The command finds SHAPE, DTYPE and T in its environment and is formatted with {shape}, {dtype}, {tokens}, {skew},
-{hidden}, {intermediate}, {experts}, {top_k} and {shared}. It prints a line of JSON a measurement, with impl, T, min_s,
-med_s, gflops, gbs, bound_share and stages.
+In decode the limits are measured between any two programs too: each is set beside the bandwidth around it, by its
+median time, and against the best peer of the same round; medians over rounds of these shares and ratios are shown.
+
+The command finds SHAPE, DTYPE, T and MODE in its environment and is formatted with {shape}, {dtype}, {tokens}, {mode},
+{skew}, {hidden}, {intermediate}, {experts}, {top_k} and {shared}. It prints a line of JSON a measurement, with impl, T,
+min_s, med_s, gbs or bytes, and where it has them stages, read_share and kept_bytes_per_token.
 
   bench/compare.py dsmoe-s f32 512,2048 -- \\
-    build/bench/bin/bench_layer --shape {shape} --tokens {tokens} --dtype {dtype} --json
+    build/bench/bin/bench_layer --mode {mode} --shape {shape} --tokens {tokens} --dtype {dtype} --json
 """
 
 import argparse
@@ -38,11 +41,12 @@ def measure_limits(threads):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def our_command(template, shape, dtype, tokens, skew):
+def our_command(template, shape, dtype, tokens, skew, mode):
     values = {
         "shape": shape.name,
         "dtype": dtype,
         "tokens": ",".join(map(str, tokens)),
+        "mode": mode,
         "skew": skew,
         "hidden": shape.hidden,
         "intermediate": shape.intermediate,
@@ -53,14 +57,19 @@ def our_command(template, shape, dtype, tokens, skew):
     return [part.format(**values) for part in template]
 
 
-def measure_ours(template, shape, dtype, tokens, threads, skew):
+def measure_ours(template, shape, dtype, tokens, threads, skew, mode):
     settings = catalogue.environment(threads)
-    settings |= {"SHAPE": shape.name, "DTYPE": dtype, "T": ",".join(map(str, tokens))}
-    return catalogue.run(our_command(template, shape, dtype, tokens, skew), settings, 600, "moe")
+    settings |= {"SHAPE": shape.name, "DTYPE": dtype, "T": ",".join(map(str, tokens)), "MODE": mode}
+    return catalogue.run(our_command(template, shape, dtype, tokens, skew, mode), settings, 600, "moe")
 
 
-def measure_round(shape, dtype, tokens, template, threads, skew=0.0, repeats=7, progress=lambda what: None):
-    """One round: limits, ours, the peers, and the limits again. Every line says whose it is."""
+def measure_round(
+    shape, dtype, tokens, template, threads, skew=0.0, repeats=7, progress=lambda what: None, mode="forward"
+):
+    """One round: limits, ours, the peers, and the limits again. Every line says whose it is.
+
+    In decode the limits are measured behind each, and each line has the larger bandwidth of before and behind.
+    """
     result = {"limits": [], "lines": []}
     watch = others.Watch()
 
@@ -70,23 +79,29 @@ def measure_round(shape, dtype, tokens, template, threads, skew=0.0, repeats=7, 
         if limits:
             result["limits"].append(limits)
 
+    def add(found, ours):
+        if mode == "decode":
+            take_limits()
+            around = [limits["gbs"] for limits in result["limits"][-2:]]
+            found = [{"around_gbs": max(around, default=None), **line} for line in found]
+        result["lines"] += [{"ours": ours, **line} for line in found]
+
     take_limits()
     if template:
         progress("ours")
-        found = measure_ours(template, shape, dtype, tokens, threads, skew)
-        result["lines"] += [{"ours": True, **line} for line in found]
+        add(measure_ours(template, shape, dtype, tokens, threads, skew, mode), True)
     for peer in catalogue.PEERS:
-        if peer.suits(shape, dtype):
+        if peer.suits(shape, dtype, mode):
             progress(peer.name)
-            found = catalogue.measure(peer, shape, dtype, tokens, threads, skew, repeats)
-            result["lines"] += [{"ours": False, **line} for line in found]
-    take_limits()
+            add(catalogue.measure(peer, shape, dtype, tokens, threads, skew, repeats), False)
+    if mode != "decode":
+        take_limits()
     result["others"] = watch.share()
     return result
 
 
 def peak(limits, dtype):
-    return limits["bf16_gflops" if dtype == "bf16" else "gflops"]
+    return limits["gflops" if dtype == "f32" else f"{dtype}_gflops"]
 
 
 def probe(measured, dtype):
@@ -100,8 +115,47 @@ def keep(rounds, dtype, best=0.0):
     return [each for each in rounds if probe(each, dtype) >= (1 - TOLERANCE) * best]
 
 
-def summarise(rounds, shape, dtype, best=0.0):
-    """The rows of the table and the reasons of those who have none, from a comparison's rounds."""
+def of_round(measured, tokens):
+    """The lines of a round that are times of so many tokens."""
+    return [line for line in measured["lines"] if line.get("T") == tokens and "failed" not in line]
+
+
+def median(values):
+    return statistics.median(values) if values else None
+
+
+def moved(line):
+    return line["bytes"] if "bytes" in line else line["gbs"] * line["min_s"] * 1e9
+
+
+def read_share(line):
+    """Of the bandwidth around it: as the program itself found it pass by pass, or by its median time."""
+    if "read_share" in line or not line.get("around_gbs"):
+        return line.get("read_share")
+    return moved(line) * 1e-9 / line["med_s"] / line["around_gbs"]
+
+
+def paired_ratio(kept, row):
+    """The median over rounds of the best peer's median time over this one's."""
+    ratios = []
+    for lines in (of_round(each, row["T"]) for each in kept):
+        peers = [line["med_s"] for line in lines if not line["ours"]]
+        own = [line["med_s"] for line in lines if (line["impl"], line["ours"]) == (row["impl"], row["ours"])]
+        if peers and own:
+            ratios.append(min(peers) / min(own))
+    return median(ratios)
+
+
+def least_ratio(rows, row):
+    peers = [other["s"] for other in rows if other["T"] == row["T"] and not other["ours"]]
+    return min(peers) / row["s"] if peers else None
+
+
+def summarise(rounds, shape, dtype, best=0.0, mode="forward"):
+    """The rows of the table and the reasons of those who have none, from a comparison's rounds.
+
+    A row's time, "s", is the least over rounds; in decode the median.
+    """
     kept = keep(rounds, dtype, best)
     limits = [each for kept_round in kept for each in kept_round["limits"]]
     roof = max((peak(each, dtype) for each in limits), default=None)
@@ -115,26 +169,29 @@ def summarise(rounds, shape, dtype, best=0.0):
     rows = []
     for (tokens, name, ours), lines in groups.items():
         best = min(lines, key=lambda line: line["min_s"])
-        flops, data = shape.flops(tokens), best["gbs"] * best["min_s"] * 1e9
         row = {
             "T": tokens,
             "impl": name,
             "ours": ours,
             "min_s": best["min_s"],
             "med_s": statistics.median(line["med_s"] for line in lines),
-            "gflops": flops / best["min_s"] * 1e-9,
-            "gbs": best["gbs"],
-            "bytes": data,
+            "bytes": moved(best),
             "stages": best.get("stages"),
+            "kept": best.get("kept_bytes_per_token"),
         }
+        row["s"] = row["med_s"] if mode == "decode" else row["min_s"]
+        flops = shape.flops(tokens, mode)
+        row |= {"gflops": flops / row["s"] * 1e-9, "gbs": row["bytes"] / row["s"] * 1e-9}
         if roof:
-            row["bound_share"] = max(flops / roof, data / bandwidth) * 1e-9 / best["min_s"]
+            row["bound_share"] = max(flops / roof, row["bytes"] / bandwidth) * 1e-9 / row["s"]
+        if mode == "decode":
+            row["read_share"] = median([share for share in map(read_share, lines) if share is not None])
         rows.append(row)
     for row in rows:
-        peers = [other["min_s"] for other in rows if other["T"] == row["T"] and not other["ours"]]
-        row["ratio"] = min(peers) / row["min_s"] if peers else None
-    rows.sort(key=lambda row: (row["T"], row["min_s"]))
+        row["ratio"] = paired_ratio(kept, row) if mode == "decode" else least_ratio(rows, row)
+    rows.sort(key=lambda row: (row["T"], row["s"]))
     return {
+        "mode": mode,
         "rows": rows,
         "reasons": reasons,
         "peak": roof,
@@ -147,14 +204,17 @@ def summarise(rounds, shape, dtype, best=0.0):
 
 def table(summary):
     """The table as text."""
-    head = ("T", "implementation", "min ms", "median ms", "GFLOP/s", "GB/s", "of the bound", "best peer / this")
+    decode = summary["mode"] == "decode"
+    share_title, share_name = ("of reading", "read_share") if decode else ("of the bound", "bound_share")
+    head = ("T", "implementation", "min ms", "median ms", "GFLOP/s", "GB/s", share_title, "best peer / this")
     lines = ["{:>6}  {:34} {:>10} {:>10} {:>9} {:>7} {:>13}  {}".format(*head)]
     for row in summary["rows"]:
-        share = f"{row['bound_share']:.0%}" if "bound_share" in row else "-"
+        share = f"{row[share_name]:.0%}" if row.get(share_name) else "-"
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
+        kept = f"  keeps {row['kept'] * 1e-3:.1f} kB a token" if row["kept"] else ""
         lines.append(
             f"{row['T']:6}  {row['impl']:34} {row['min_s'] * 1e3:10.3f} {row['med_s'] * 1e3:10.3f} "
-            f"{row['gflops']:9.1f} {row['gbs']:7.1f} {share:>13}  {ratio}"
+            f"{row['gflops']:9.1f} {row['gbs']:7.1f} {share:>13}  {ratio}{kept}"
         )
     if summary["peak"]:
         lines.append(f"limits: {summary['peak']:.0f} GFLOP/s, {summary['bandwidth']:.1f} GB/s")
@@ -184,6 +244,7 @@ def arguments():
     parser.add_argument("shape", metavar="SHAPE", help=shapes.SYNTAX)
     parser.add_argument("dtype", metavar="DTYPE", choices=shapes.BYTES, help=" or ".join(shapes.BYTES))
     parser.add_argument("tokens", metavar="T[,T...]", help="numbers of tokens")
+    parser.add_argument("--mode", choices=shapes.MODES, default="forward", help="decode: few tokens, cold caches")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7, help="timed passes of a peer in a round")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -193,7 +254,7 @@ def arguments():
     try:
         options.shape = shapes.parse(options.shape)
         options.tokens = [int(tokens) for tokens in options.tokens.split(",")]
-        our_command(template, options.shape, options.dtype, options.tokens, options.skew)
+        our_command(template, options.shape, options.dtype, options.tokens, options.skew, options.mode)
     except KeyError as unknown:
         parser.error(f"the command has the unknown placeholder {unknown}")
     except (ValueError, IndexError) as error:
@@ -217,13 +278,14 @@ def main():
                     options.skew,
                     options.repeats,
                     lambda what: say(f"round {number + 1} of {options.rounds}: {what}"),
+                    options.mode,
                 )
             )
     except KeyboardInterrupt:
         if not rounds:
             sys.exit("\ninterrupted before the end of the first round")
     say("")
-    summary = summarise(rounds, options.shape, options.dtype)
+    summary = summarise(rounds, options.shape, options.dtype, mode=options.mode)
     print("\r" + (json.dumps(summary) if options.json else table(summary)))
 
 

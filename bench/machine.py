@@ -31,7 +31,7 @@ def processor():
     name = first_match(r"^model name\s*:\s*(.+)$", text)
     family = first_match(r"^cpu family\s*:\s*(\d+)$", text)
     model = first_match(r"^model\s*:\s*(\d+)$", text)
-    flags = set(first_match(r"^flags\s*:\s*(.+)$", text, "").split())
+    flags = catalogue.processor_flags()
     sets = [title for flag, title in FEATURES.items() if flag in flags]
     return f"{name} (family {family}, model {model})", ", ".join(sets) or "none of the wider ones"
 

@@ -45,16 +45,18 @@ def field(row, name):
     return row.get(name) if row else None
 
 
-def milliseconds(row):
-    return number(row["min_s"] * 1e3 if row else None, ".1f")
+def milliseconds(row, form=".1f"):
+    return number(row["s"] * 1e3 if row else None, form)
 
 
 def machine(description, date, limits):
     rows = [(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in description.items()]
     rows.append(("measured on", date))
-    for name, unit in (("gflops", "GFLOP/s in f32"), ("bf16_gflops", "GFLOP/s in bf16"), ("gbs", "GB/s read")):
-        if limits:
-            low, high = min(each[name] for each in limits), max(each[name] for each in limits)
+    units = {"gflops": "GFLOP/s in f32", "bf16_gflops": "GFLOP/s in bf16", "int8_gflops": "GFLOP/s in int8"}
+    for name, unit in (units | {"gbs": "GB/s read"}).items():
+        found = [each[name] for each in limits if name in each]
+        if found:
+            low, high = min(found), max(found)
             rows.append((f"limit, {unit}", f"{high:.0f} (lowest seen: {low:.0f})"))
     return table(("", ""), [(name, value or "none installed") for name, value in rows])
 
@@ -83,6 +85,58 @@ def layers(cases, summaries):
                 )
             )
     return table(head, rows)
+
+
+def beside_best(cases, summaries, heads, values):
+    """A line a case and number of tokens: what `values` makes of our row, the best peer and the ratio."""
+    head = ("shape", "dtype", "tokens", "ms", *heads, "best peer", "its ms", "best peer / ours")
+    rows = []
+    for case in cases:
+        for tokens in case.tokens:
+            ours, best = ours_and_best(summaries[case.name], tokens)
+            rows.append(
+                (
+                    case.shape.name,
+                    case.dtype,
+                    str(tokens),
+                    milliseconds(ours, ".2f"),
+                    *values(ours),
+                    best["impl"] if best else "–",
+                    milliseconds(best, ".2f"),
+                    number(field(ours, "ratio"), ".2f"),
+                )
+            )
+    return table(head, rows)
+
+
+def decode(cases, summaries):
+    """Medians: of times, of shares of the bandwidth around each pass, of ratios within a round."""
+    values = lambda ours: (number(field(ours, "gbs"), ".1f"), number(field(ours, "read_share"), ".0%"))
+    return beside_best(cases, summaries, ("GB/s", "of reading"), values)
+
+
+def int8(cases, summaries):
+    values = lambda ours: (
+        number(field(ours, "gflops"), ".0f"),
+        number(field(ours, "read_share"), ".0%"),
+        number(field(ours, "bound_share"), ".0%"),
+    )
+    return beside_best(cases, summaries, ("GFLOP/s", "of reading", "of the bound"), values)
+
+
+def training(cases, summaries):
+    heads = ("GFLOP/s", "of the bound", "kept kB a token", *STAGES)
+
+    def values(ours):
+        kept, stages = field(ours, "kept"), field(ours, "stages") or {}
+        return (
+            number(field(ours, "gflops"), ".0f"),
+            number(field(ours, "bound_share"), ".0%"),
+            number(kept / 1e3 if kept else None, ".1f"),
+            *(number(stages.get(stage, 0) if stages else None, ".1%") for stage in STAGES),
+        )
+
+    return beside_best(cases, summaries, heads, values)
 
 
 def everyone(cases, summaries):

@@ -31,6 +31,7 @@ def our_command(case):
     """bench_layer's arguments for a case, with the placeholders of compare.py."""
     shape = case.shape
     arguments = [str(LAYER), "--json", "--dtype", "{dtype}", "--tokens", "{tokens}", "--skew", "{skew}"]
+    arguments += ["--mode", "{mode}"]
     if shape.name in compare.shapes.NAMED:
         return [*arguments, "--shape", "{shape}"]
     for name in ("hidden", "intermediate", "experts", "top_k", "shared"):
@@ -73,6 +74,7 @@ def measure(cases, every, store, options):
             case.skew,
             options.repeats,
             lambda what: compare.say(f"{place}, {what}"),
+            case.mode,
         )
         store.add(case.name, found)
     compare.say("")
@@ -83,7 +85,7 @@ def summaries(cases, store):
     """A summary for each case that has been measured."""
     best = best_probes(cases, store)
     return {
-        case.name: compare.summarise(store.rounds(case.name), case.shape, case.dtype, best[case.dtype])
+        case.name: compare.summarise(store.rounds(case.name), case.shape, case.dtype, best[case.dtype], case.mode)
         for case in cases
         if store.rounds(case.name)
     }
@@ -117,6 +119,12 @@ def write_page(cases, found, store, path, pictures):
         blocks["layers"] = markdown.layers(groups["layers"], found)
         blocks["everyone"] = markdown.everyone(groups["layers"], found)
         blocks["stages"] = markdown.stages(groups["layers"], found)
+    if "decode" in groups:
+        blocks["decode"] = markdown.decode(groups["decode"], found)
+    if "int8" in groups:
+        blocks["int8"] = markdown.int8(groups["int8"], found)
+    if "training" in groups:
+        blocks["training"] = markdown.training(groups["training"], found)
     if "growth" in groups:
         values = lambda case: (str(case.shape.experts),)
         blocks["growth"] = markdown.series(groups["growth"], found, ("experts",), values)

@@ -25,19 +25,35 @@ class Peer:
     needs: tuple  # below the peers' home
     path: tuple = ()  # folders of Python modules, below the peers' home
     dtypes: tuple = ("f32", "bf16")
+    modes: tuple = ("forward", "decode")
     gated_only: bool = True
+    instructions: tuple = ()  # pairs of a dtype and what the processor must have for it, as the kernel calls it
 
-    def suits(self, shape, dtype):
-        return dtype in self.dtypes and (shape.gated or not self.gated_only)
+    def suits(self, shape, dtype, mode="forward"):
+        return dtype in self.dtypes and mode in self.modes and (shape.gated or not self.gated_only)
+
+    def lacks(self, dtype):
+        """The instructions that the processor does not have, or None."""
+        wanted = dict(self.instructions).get(dtype)
+        return wanted if wanted and wanted not in processor_flags() else None
 
 
+ZENTORCH = Peer(
+    "zentorch",
+    ("fused.py", "zentorch"),
+    needs=("v", "zen", "t214", "zdeps"),
+    path=("t214", "zdeps", "zen"),
+    dtypes=("f32", "bf16", "int8"),
+    instructions=(("bf16", "avx512_bf16"), ("int8", "avx512_vnni")),  # else it is wrong, or does not end
+)
 PEERS = (
-    Peer("zentorch", ("fused.py", "zentorch"), ("v", "zen", "t214", "zdeps"), ("t214", "zdeps", "zen")),
+    ZENTORCH,
     Peer("vLLM", ("fused.py", "vllm"), ("v", "vl"), ("vl",)),
-    Peer("ONNX Runtime", ("onnx_moe.py",), ("v", "ortd"), ("ortd",), dtypes=("f32",), gated_only=False),
+    Peer("ONNX Runtime", ("onnx_moe.py",), ("v", "ortd"), ("ortd",), dtypes=("f32", "int8"), gated_only=False),
     Peer("KTransformers", ("ktransformers.py",), ("v", "kt"), ("kt",), dtypes=("bf16",)),
     Peer("torch", ("torch_layers.py",), ("v",), gated_only=False),
-    Peer("ggml", ("ggml",), ("ggml",), gated_only=False),
+    Peer("transformers' training", ("train_layers.py",), ("v",), modes=("train",)),
+    Peer("ggml", ("ggml",), ("ggml",), dtypes=("f32", "bf16", "int8"), gated_only=False),
 )
 
 
@@ -54,6 +70,15 @@ def python():
 def missing(peer):
     """Whether some part of a peer is not installed."""
     return not all((home() / part).exists() for part in peer.needs)
+
+
+def processor_flags():
+    """The instruction sets that the kernel names; none where it does not tell."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    return set(next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), ()))
 
 
 def environment(threads):
@@ -89,6 +114,8 @@ def command(peer, shape, dtype, tokens, threads, skew, repeats):
         }
     elif peer.name == "torch" and not shape.gated:
         arguments["implementations"] = "eager,loop"
+    elif peer.name == "torch" and max(tokens) <= 32:  # with more it copies too many weights
+        arguments["implementations"] = "grouped_mm,batched_mm,loop"
     return start_of(peer) + [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
 
 
@@ -133,6 +160,8 @@ def measure(peer, shape, dtype, tokens, threads, skew=0.0, repeats=7, seconds=60
     """The measurements of a peer, or a line that says why there are none."""
     if missing(peer):
         return [{"impl": peer.name, "failed": "is not installed"}]
+    if peer.lacks(dtype):
+        return [{"impl": peer.name, "failed": f"does not work in {dtype} without {peer.lacks(dtype)}"}]
     settings = environment(threads) | {"GLIBC_TUNABLES": MALLOC}
     if peer.path:
         settings["PYTHONPATH"] = os.pathsep.join(str(home() / part) for part in peer.path)

@@ -15,6 +15,8 @@ import torch
 
 import given_routing
 
+INT8_SCALE = 0.02 / 73  # 73 is the standard deviation of bytes that are drawn evenly
+
 
 def vllm_library():
     """The build of vLLM's kernels for this processor: another one would stop at an unknown instruction."""
@@ -52,10 +54,13 @@ class Zentorch:
 
         self.name = f"zentorch {zentorch.__version__} fused_moe"
         self.gate_up, self.down = gate_up, down
+        self.scales = ()
+        if gate_up.dtype == torch.int8:  # one scale an output channel; tokens are quantised on the way
+            self.scales = tuple(torch.full(weight.shape[:2], INT8_SCALE) for weight in (gate_up, down))
 
     def __call__(self, out, batch):
         torch.ops.zentorch.zentorch_fused_moe(
-            out, batch.x, self.gate_up, self.down, None, None, batch.weights, batch.experts, False, "silu"
+            out, batch.x, self.gate_up, self.down, None, None, batch.weights, batch.experts, False, "silu", *self.scales
         )
 
 
@@ -65,11 +70,14 @@ def main():
         sys.exit("these operations have gated experts only")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    gate_up = given_routing.weights(shape, 2 * shape.intermediate, shape.hidden, dtype)
-    down = given_routing.weights(shape, shape.hidden, shape.intermediate, dtype)
+    int8 = options.dtype == "int8"
+    stored = torch.int8 if int8 else dtype
+    gate_up = given_routing.weights(shape, 2 * shape.intermediate, shape.hidden, stored)
+    down = given_routing.weights(shape, shape.hidden, shape.intermediate, stored)
     inputs = given_routing.batches(options)
     # Before the first run, because a library may reorder the weights where they lie.
-    expected = {tokens: group[0].expected(gate_up, down) for tokens, group in inputs.items()}
+    scale = INT8_SCALE if int8 else 1.0
+    expected = {tokens: group[0].expected(gate_up, down, scale) for tokens, group in inputs.items()}
     for group in inputs.values():
         for batch in group:
             batch.experts = batch.experts.to(torch.int32)

@@ -272,10 +272,11 @@ void measure(const Shape& s, const Options& options, const Weights& w, long toke
   const double matrix = double(ggml_row_size(w.up->type, s.hidden)) * double(s.intermediate);
   const double bytes = (distinct + double(s.shared)) * double(s.matrices()) * matrix;
   std::printf(
-      "{\"impl\": \"ggml %s mul_mat_id\", \"shape\": \"%s\", \"dtype\": \"%s\", \"threads\": %ld, \"T\": %ld, "
-      "\"min_s\": %.9g, \"med_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g}\n",
-      ggml_version(), s.name.c_str(), options.text("dtype").c_str(), threads, tokens, least, median,
-      s.flops(tokens) / least * 1e-9, bytes / least * 1e-9);
+      "{\"impl\": \"ggml %s mul_mat_id%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"threads\": %ld, \"T\": %ld, "
+      "\"min_s\": %.9g, \"med_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g, "
+      "\"bytes\": %.9g}\n",
+      ggml_version(), w.up->type == GGML_TYPE_Q8_0 ? " q8_0" : "", s.name.c_str(), options.text("dtype").c_str(),
+      threads, tokens, least, median, s.flops(tokens) / least * 1e-9, bytes / least * 1e-9, bytes);
   std::fflush(stdout);
 }
 
@@ -285,7 +286,8 @@ int main(int argc, char** argv) {
   try {
     const Options options(argc, argv);
     const Shape shape(options);
-    const std::map<std::string, ggml_type> types{{"f32", GGML_TYPE_F32}, {"bf16", GGML_TYPE_BF16}};
+    const std::map<std::string, ggml_type> types{
+        {"f32", GGML_TYPE_F32}, {"bf16", GGML_TYPE_BF16}, {"int8", GGML_TYPE_Q8_0}};
     ggml_backend_t backend = ggml_backend_cpu_init();
     ggml_backend_cpu_set_n_threads(backend, int(options.number("threads")));
     const Weights weights(shape, types.at(options.text("dtype")), backend, options.real("skew"));

@@ -9,13 +9,16 @@ import torch
 import measure
 
 CHECKED = 4  # tokens whose result is compared with a plain computation
-TOLERANCE = {"f32": 1e-3, "bf16": 3e-2}
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = {"f32": 1e-3, "bf16": 3e-2, "int8": 5e-2}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}  # of tokens
 
 
 def weights(shape, rows, columns, dtype):
     """(experts + shared, rows, columns) of random values, repeated, since drawing all takes longer than measuring."""
-    block = (torch.randn(1 << 20) * 0.02).to(dtype)
+    if dtype == torch.int8:
+        block = torch.randint(-127, 128, (1 << 20,), dtype=dtype)
+    else:
+        block = (torch.randn(1 << 20) * 0.02).to(dtype)
     result = torch.empty(shape.experts + shape.shared, rows, columns, dtype=dtype)
     flat = result.view(-1)
     for start in range(0, flat.numel(), block.numel()):
@@ -37,14 +40,14 @@ class Batch:
         self.experts = torch.cat([chosen, always], 1).contiguous()
         self.weights = torch.cat([probabilities, torch.ones(tokens, shape.shared)], 1).float().contiguous()
 
-    def expected(self, gate_up, down):
-        """The first tokens' result, by the definition of a mixture of SwiGLU experts."""
+    def expected(self, gate_up, down, scale=1.0):
+        """The first tokens' result, by the definition of a mixture of SwiGLU experts; weights are times scale."""
         rows = []
         for x, experts, weights in zip(self.x[:CHECKED], self.experts, self.weights):
             total = torch.zeros(down.shape[1])
             for expert, weight in zip(experts.tolist(), weights):
-                gate, up = (gate_up[expert].float() @ x.float()).chunk(2)
-                total += weight * (down[expert].float() @ (torch.nn.functional.silu(gate) * up))
+                gate, up = (scale * gate_up[expert].float() @ x.float()).chunk(2)
+                total += weight * (scale * down[expert].float() @ (torch.nn.functional.silu(gate) * up))
             rows.append(total)
         return torch.stack(rows)
 

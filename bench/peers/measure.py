@@ -77,10 +77,10 @@ def seconds(run, inputs, repeats, flush=None, budget=9.0):
     return least, statistics.fmean(statistics.median(each) for each in times)
 
 
-def report(name, options, tokens, times, touched_bytes):
+def report(name, options, tokens, times, touched_bytes, mode="forward"):
     """Prints a measurement as compare.py reads it."""
     least, median = times
-    flops = options.shape.flops(tokens)
+    flops = options.shape.flops(tokens, mode)
     line = {
         "impl": name,
         "shape": options.shape.name,
@@ -91,6 +91,7 @@ def report(name, options, tokens, times, touched_bytes):
         "med_s": median,
         "gflops": flops / least * 1e-9,
         "gbs": touched_bytes / least * 1e-9,
+        "bytes": touched_bytes,
     }
     print(json.dumps(line), flush=True)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""ONNX Runtime's operation for mixtures in f32. It routes by itself, from logits that are given."""
+"""ONNX Runtime's operations for mixtures, in f32 and with weights of 8 bits. They route by themselves, from logits."""
 
 import os
 import sys
@@ -15,6 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 CHECKED = 4  # tokens whose result is compared with a plain computation
+TOLERANCE = {"f32": 1e-3, "int8": 5e-2}
 generator = np.random.default_rng(0)
 
 
@@ -23,7 +24,13 @@ def weights(*shape):
     return np.resize(block, shape)
 
 
-def model(shape, experts, choices, up, down):
+def quantised(weight):
+    """Bytes around 128 and a scale an output channel."""
+    scale = np.abs(weight).max(-1) / 127
+    return (np.rint(weight / scale[..., None]) + 128).astype(np.uint8), scale.astype(np.float32)
+
+
+def model(shape, experts, choices, weights):
     """One node. Swish-gated experts have their gate and up rows interleaved."""
     tensor = helper.make_tensor_value_info
     activation = {"activation_type": "relu"}
@@ -34,9 +41,13 @@ def model(shape, experts, choices, up, down):
             "activation_alpha": 1.0,
             "activation_beta": 0.0,
         }
+    if options.dtype == "int8":
+        operation, inputs, activation["expert_weight_bits"] = "QMoE", ["up", "up_scale", "", "down", "down_scale"], 8
+    else:
+        operation, inputs = "MoE", ["up", "", "down"]
     node = helper.make_node(
-        "MoE",
-        ["x", "logits", "up", "", "down"],
+        operation,
+        ["x", "logits", *inputs],
         ["y"],
         domain="com.microsoft",
         k=choices,
@@ -51,7 +62,7 @@ def model(shape, experts, choices, up, down):
             tensor("logits", TensorProto.FLOAT, ["tokens", experts]),
         ],
         [tensor("y", TensorProto.FLOAT, ["tokens", shape.hidden])],
-        [onnx.numpy_helper.from_array(up, "up"), onnx.numpy_helper.from_array(down, "down")],
+        [onnx.numpy_helper.from_array(values, name) for name, values in weights.items()],
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
@@ -99,14 +110,17 @@ def draw(shape, tokens, router):
 def main():
     shape = options.shape
     experts, choices = shape.experts + shape.shared, shape.top_k + shape.shared
-    if options.dtype != "f32":
-        sys.exit("this operation is in f32 only on processors")
-    name = f"ONNX Runtime {onnxruntime.__version__} MoE"
+    if options.dtype not in ("f32", "int8"):
+        sys.exit("these operations are in f32 and 8 bits only on processors")
+    name = f"ONNX Runtime {onnxruntime.__version__} {'MoE' if options.dtype == 'f32' else 'QMoE'}"
     up = weights(experts, shape.intermediate * (2 if shape.gated else 1), shape.hidden)
     down = weights(experts, shape.hidden, shape.intermediate)
     router = (generator.standard_normal((shape.experts, shape.hidden)) * 0.02).astype(np.float32)
     measure.skew_router(router, options.skew)
-    layer = session(model(shape, experts, choices, up, down))
+    stored = {"up": up, "down": down}
+    if options.dtype == "int8":
+        (stored["up"], stored["up_scale"]), (stored["down"], stored["down_scale"]) = quantised(up), quantised(down)
+    layer = session(model(shape, experts, choices, stored))
     spoiler = np.ones(32 << 20, np.float32)  # 128 MiB, more than the last-level cache
     for tokens in options.tokens:
         count, cold = measure.plan(tokens)
@@ -117,13 +131,13 @@ def main():
 
         wanted = expected(shape, *inputs[0], choices, up, down)
         error = np.linalg.norm(run(0)[:CHECKED] - wanted) / np.linalg.norm(wanted)
-        if not error < 1e-3:
+        if not error < TOLERANCE[options.dtype]:
             measure.report_failure(name, tokens, f"its result is wrong here: relative error {error:.1e}")
             continue
         times = measure.seconds(run, count, options.repeats, spoiler.sum if cold else None)
         chosen = [np.unique(np.argsort(-logits, 1)[:, :choices]) for _, logits in inputs]
         distinct = sum(map(len, chosen)) / count - shape.shared
-        measure.report(name, options, tokens, times, shape.touched_bytes(distinct, "f32"))
+        measure.report(name, options, tokens, times, shape.touched_bytes(distinct, options.dtype))
 
 
 main()

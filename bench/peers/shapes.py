@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-BYTES = {"f32": 4, "bf16": 2}
+BYTES = {"f32": 4, "bf16": 2, "int8": 1}
+MODES = ("forward", "decode", "train")  # decode: few tokens, weights from memory; train: forward and backward
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,21 @@ class Shape:
     def matrices(self):
         return 3 if self.gated else 2
 
-    def flops(self, tokens):
+    def flops(self, tokens, mode="forward"):
         """Of the experts that tokens visit, shared ones included; routing is not counted."""
-        return 2.0 * self.matrices * self.hidden * self.intermediate * (self.top_k + self.shared) * tokens
+        passes = 3 if mode == "train" else 1
+        return 2.0 * passes * self.matrices * self.hidden * self.intermediate * (self.top_k + self.shared) * tokens
 
     def expert_bytes(self, dtype):
         return self.matrices * self.hidden * self.intermediate * BYTES[dtype]
 
-    def touched_bytes(self, distinct_experts, dtype):
-        """Weights read at least once: of each expert that some token visits, and of the shared ones."""
-        return (distinct_experts + self.shared) * self.expert_bytes(dtype)
+    def touched_bytes(self, distinct_experts, dtype, mode="forward"):
+        """Weights moved at least: of each expert that some token visits, and of the shared ones.
+
+        Training reads them twice, and reads and writes their gradients.
+        """
+        times = 4 if mode == "train" else 1
+        return times * (distinct_experts + self.shared) * self.expert_bytes(dtype)
 
 
 NAMED = {
