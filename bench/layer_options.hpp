@@ -37,13 +37,15 @@ struct Dtype {
   double Limits::*gflops;  // what bounds its products
 };
 
-/// Types of weights. A further one is a line here and a line in `with_packed_type`.
-inline const std::map<std::string, Dtype> dtypes{{"f32", {4, &Limits::gflops}}, {"bf16", {2, &Limits::bf16_gflops}}};
+/// Types of weights.
+inline const std::map<std::string, Dtype> dtypes{
+    {"f32", {4, &Limits::gflops}}, {"bf16", {2, &Limits::bf16_gflops}}, {"int8", {1, &Limits::int8_gflops}}};
 
 /// Calls f with a value of the type that moe::pack makes weights of.
 template <class F>
 void with_packed_type(const std::string& dtype, const F& f) {
   if (dtype == "bf16") return f(moe::bfloat16{});
+  if (dtype == "int8") return f(std::int8_t{});
   f(float{});
 }
 

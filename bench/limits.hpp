@@ -75,24 +75,47 @@ inline float bf16_multiply_adds(long rounds) {
 }
 #endif
 
-#if defined(__AVX2__)
-/// Each instruction (or three of them, without VNNI) adds four products of bytes to each of 8 sums.
+/// Products of int8 numbers, added in int32: in one instruction where there is one, else as int16 pairs. The empty asm
+/// keeps every product, and its addition behind it.
 inline float int8_multiply_adds(long rounds) {
-  __m256i sums[chains];
-  for (int c = 0; c < chains; ++c) sums[c] = _mm256_set1_epi32(c);  // equal chains might be merged
-  const __m256i factor = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
-  for (long r = 0; r < rounds; ++r) {
-#  if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    for (__m256i& sum : sums) sum = _mm256_dpbusd_epi32(sum, factor, ones);
+#if defined(__x86_64__)
+#  if defined(__AVX512VNNI__)
+  using Sum = __m512i;
+  const auto add = [](Sum a, Sum f) { return _mm512_dpbusd_epi32(a, f, f); };
+#  elif defined(__AVX512BW__)
+  using Sum = __m512i;
+  const auto add = [](Sum a, Sum f) { return _mm512_add_epi32(a, _mm512_madd_epi16(f, f)); };
+#  elif defined(__AVX2__)
+  using Sum = __m256i;
+  const auto add = [](Sum a, Sum f) { return _mm256_add_epi32(a, _mm256_madd_epi16(f, f)); };
 #  else
-    for (__m256i& sum : sums)  // multiplies the sum itself: constant products would be found once
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(sum, factor), ones));
+  using Sum = __m128i;
+  const auto add = [](Sum a, Sum f) { return _mm_add_epi32(a, _mm_madd_epi16(f, f)); };
 #  endif
+  Sum sums[chains] = {}, factor = {};
+  for (long r = 0; r < rounds; ++r) {
+    for (Sum& sum : sums) {
+      Sum next = add(sum, factor);
+      asm volatile("" : "+v"(next), "+v"(factor));
+      sum = next;
+    }
   }
-  int total = 0;
-  for (const __m256i& sum : sums) total += _mm256_extract_epi32(sum, 0);
-  return float(total);
+  float total = 0;
+  for (const Sum& sum : sums) total += float(sum[0]);
+  return total;
+#else
+  return multiply_adds(rounds);
+#endif
 }
+/// Products in one round of a chain.
+#if defined(__AVX512VNNI__)
+inline constexpr int int8_products = 64;
+#elif defined(__AVX512BW__)
+inline constexpr int int8_products = 32;
+#elif defined(__AVX2__)
+inline constexpr int int8_products = 16;
+#else
+inline constexpr int int8_products = 8;
 #endif
 
 inline float read(const float* from, std::size_t count) {
@@ -145,7 +168,7 @@ inline double read_bandwidth(int rounds, bool* huge_pages = nullptr) {
 struct Limits {
   double gflops = 0;       ///< single precision, all threads
   double bf16_gflops = 0;  ///< bf16 with sums in single precision; `gflops` where it is computed in single precision
-  double int8_gflops = 0;  ///< bytes with sums in 32 bits; `gflops` where there are no instructions for them
+  double int8_gflops = 0;  ///< int8 with sums in int32
   double gbs = 0;          ///< bytes read from memory a second, in 1e9, all threads
   bool huge_pages = false;
 
@@ -160,12 +183,8 @@ struct Limits {
 #else
     limits.bf16_gflops = limits.gflops;
 #endif
-#if defined(__AVX2__)
-    limits.int8_gflops =
-        8 * 8e-9 * chains * double(rounds) * threads / best_of(5, [&](int) { return int8_multiply_adds(rounds); });
-#else
-    limits.int8_gflops = limits.gflops;
-#endif
+    limits.int8_gflops = 2e-9 * chains * int8_products * double(rounds) * threads /
+                         best_of(5, [&](int) { return int8_multiply_adds(rounds); });
     limits.gbs = read_bandwidth(3, &limits.huge_pages);
     return limits;
   }

@@ -95,8 +95,8 @@ void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int 
     }
   }
   Aligned<float> sums(std::vector<float>(rows * 32, 77.0f));
-  kernel.run(tile.begin(), panels.begin(), size + gap, depth / 4, reinterpret_cast<const char*>(panels.begin()),
-             rows % 3, sums.begin());
+  kernel.run(tile.begin(), panels.begin(), size + gap, depth / 4,
+             {reinterpret_cast<const char*>(panels.begin()), 64, rows % 3}, sums.begin());
   Index wrong = 0;
   for (Index i = 0; i < rows; ++i) {
     for (Index c = 0; c < 32; ++c) {

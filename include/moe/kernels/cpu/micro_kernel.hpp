@@ -225,8 +225,9 @@ struct Integer {
                                                   Integers (&sum)[rows][width]) {
     const auto* factors = static_cast<const Pair*>(tile);
     for (int half = 0; half < 2; ++half) {
+      const int left = 2 * lines - 16 * half, pairs = left < 16 ? left : 16;
       MOE_UNROLL(16)
-      for (int pair = 0; pair < 16 && 16 * half + pair < 2 * lines; ++pair) {
+      for (int pair = 0; pair < pairs; ++pair) {
         const int at = 512 * half + 32 * pair;  // of the panel
         Shorts line[width];
         MOE_UNROLL(8)

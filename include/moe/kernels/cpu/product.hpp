@@ -39,6 +39,8 @@ struct ProductWorker {
   static Index pairs(const Product<T>& p) { return (p.n + pair_columns - 1) / pair_columns; }
 
   void operator()(int) const {
+    // Here, not where a unit needs it: which call a thread's first unit is in would depend on chance.
+    static thread_local PageBuffer<std::byte> memory(tile_bytes + panel_bytes);
     Index e = 0, before = 0;  // units of the experts before e
     Product<T> p = product->of(0);
     for (Index unit = counter->fetch_add(1);; unit = counter->fetch_add(1)) {
@@ -49,7 +51,7 @@ struct ProductWorker {
       }
       const Index group = (unit - before) / parts, part = (unit - before) % parts, all = groups(p);
       const Rows rows{group * p.m / all, (group + 1) * p.m / all, table->rows};
-      run(p, rows, part * pairs(p) / parts, (part + 1) * pairs(p) / parts);
+      run(p, rows, memory.data(), part * pairs(p) / parts, (part + 1) * pairs(p) / parts);
     }
   }
 
@@ -77,9 +79,8 @@ struct ProductWorker {
 
   const MicroKernel& kernel(Index rows) const { return Blocks::in_word == 1 ? table->f32[rows] : table->bf16[rows]; }
 
-  void run(const Product<T>& p, const Rows& rows, Index first_pair, Index end_pair) const {
-    static thread_local PageBuffer<std::byte> memory(tile_bytes + panel_bytes);
-    std::byte *tiles = memory.data(), *panels = tiles + tile_bytes;
+  void run(const Product<T>& p, const Rows& rows, std::byte* tiles, Index first_pair, Index end_pair) const {
+    std::byte* panels = tiles + tile_bytes;
     // 16-bit results are rounded once: sums of several blocks wait in f32.
     const bool waits = !std::is_same_v<T, float> && p.sum > most_depth;
     const Index first = first_pair * pair_columns, columns = std::min(p.n, end_pair * pair_columns) - first;
