@@ -1,8 +1,9 @@
-// bfloat16 over all its patterns, and the exponential that loops vectorise with over all of its range.
+// bfloat16 and float16 over all their patterns, and the exponential that loops vectorise with over all of its range.
 #include <bit>
 #include <moe_test/cases.hpp>
 
 #include "moe/core/bfloat16.hpp"
+#include "moe/core/convert.hpp"
 #include "moe/core/exp.hpp"
 
 namespace arithmetic_test {
@@ -86,6 +87,67 @@ TEST_CASE("bfloat16 takes other numbers by way of float, and adds in float") {
   STATIC_REQUIRE(sizeof(bfloat16) == 2);
   STATIC_REQUIRE(std::is_trivially_copyable_v<bfloat16>);
   STATIC_REQUIRE_FALSE(std::is_convertible_v<float, bfloat16>);
+}
+
+// A float16's exact value, by its definition.
+double half_value(std::uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const double size = exponent == 0    ? std::ldexp(fraction, -24)
+                      : exponent == 31 ? (fraction == 0 ? INFINITY : NAN)
+                                       : std::ldexp(fraction + 1024, exponent - 25);
+  return bits >> 15 ? -size : size;
+}
+
+TEST_CASE("Every float16 is its value as float, and comes back as it was") {
+  int wrong = 0;
+  for (std::uint32_t pattern = 0; pattern < 0x10000u; ++pattern) {
+    moe::float16 number;
+    number.bits = std::uint16_t(pattern);
+    const float value = number;
+    const bool nan = (pattern & 0x7fffu) > 0x7c00u;
+    const bool same = nan ? std::isnan(value) && std::isnan(float(moe::float16(value)))
+                          : double(value) == half_value(number.bits) && moe::float16(value).bits == pattern;
+    wrong += !same || std::signbit(value) != (pattern >> 15 != 0);
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("float16 rounds to nearest, ties to even") {
+  int wrong = 0;
+  for (std::uint16_t low = 0; low < 0x7c00u; ++low) {
+    const double here = half_value(low), next = low == 0x7bffu ? 65536 : half_value(std::uint16_t(low + 1));
+    const float middle = float((here + next) / 2);  // exact
+    wrong += moe::float16(middle).bits != (low % 2 == 0 ? low : low + 1);
+    wrong += moe::float16(std::nextafter(middle, 0.0f)).bits != low;
+    wrong += moe::float16(std::nextafter(middle, 1e9f)).bits != low + 1;
+    wrong += moe::float16(-middle).bits != (0x8000u | (low % 2 == 0 ? low : low + 1));
+  }
+  CHECK(wrong == 0);
+  CHECK(moe::float16(0x1p-149f).bits == 0);
+  CHECK(moe::float16(-0.0f).bits == 0x8000);
+  CHECK(moe::float16(1e30f).bits == 0x7c00);
+  CHECK(moe::float16(-INFINITY).bits == 0xfc00);
+  for (const std::uint32_t bits : {0x7f800001u, 0x7fffffffu, 0xff800001u, 0xffffffffu}) {
+    CHECK(std::isnan(float(moe::float16(from_bits(bits)))));
+    CHECK(moe::float16(from_bits(bits)).bits >> 15 == bits >> 31);
+  }
+}
+
+// Runs convert by other instructions than single numbers do.
+TEST_CASE("Runs of numbers convert as numbers do") {
+  constexpr int count = 77;
+  std::array<moe::float16, count> half, back;
+  std::array<float, count> wide;
+  int wrong = 0;
+  for (std::uint32_t begin = 0; begin < 0x10000u; begin += count) {
+    for (std::uint32_t i = 0; i < count; ++i) half[i].bits = std::uint16_t(begin + i);
+    moe::detail::convert<count>(half.data(), wide.data());
+    for (int i = 0; i < count; ++i) wrong += bits_of(wide[i]) != bits_of(half[i]) && !std::isnan(wide[i]);
+    for (int i = 0; i < count; ++i) wide[i] = from_bits(bits_of(wide[i]) + 0x0fffu * std::uint32_t(i % 4));
+    moe::detail::convert<count>(wide.data(), back.data());
+    for (int i = 0; i < count; ++i) wrong += back[i].bits != moe::float16(wide[i]).bits;
+  }
+  CHECK(wrong == 0);
 }
 
 // An ulp is the distance of f32 numbers at the exact value, 2^-149 where these are denormal.
