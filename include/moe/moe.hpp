@@ -8,8 +8,10 @@
 // Values: views, batches, contexts, parameters
 #include "moe/core/assignments.hpp"
 #include "moe/core/batch.hpp"
+#include "moe/core/bfloat16.hpp"
 #include "moe/core/context.hpp"
 #include "moe/core/error.hpp"
+#include "moe/core/float16.hpp"
 #include "moe/core/parameter.hpp"
 
 // Tokens to logits
@@ -64,5 +66,6 @@
 
 // Training
 #include "moe/train/clip.hpp"
+#include "moe/train/loss_scale.hpp"
 #include "moe/train/optimizer.hpp"
 #include "moe/train/schedule.hpp"

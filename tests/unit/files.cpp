@@ -167,21 +167,24 @@ TEST_CASE("A file that cannot be written leaves the old one") {
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path), {}) == 1);  // no temporary file stays
 }
 
-using Layer = moe::MoELayer<moe::On<Space>, moe::Router<moe::Sigmoid, moe::TopK<2>, moe::BiasBalancer>>;
-
-struct Run {
+/// A layer in training, in f32 or in 16 bits with masters.
+template <class T>
+struct RunIn {
+  using Layer =
+      moe::MoELayer<moe::On<Space>, moe::Precision<T>, moe::Router<moe::Sigmoid, moe::TopK<2>, moe::BiasBalancer>>;
+  using Parameters = typename Layer::Parameters;
   Layer layer;
-  Layer::Gradients gradients = layer.gradients();
-  moe::AdamW<Layer::Parameters> optimizer{layer.parameters};
+  typename Layer::Gradients gradients = layer.gradients();
+  moe::AdamW<Parameters> optimizer{layer.parameters};
   moe::Context<Space> ctx;
-  Layer::Tape tape;
+  typename Layer::Tape tape;
 
-  explicit Run(std::uint64_t seed, Index experts = 4)
+  explicit RunIn(std::uint64_t seed, Index experts = 4)
       : layer(moe::MoEConfig{.hidden = 6, .intermediate = 5, .experts = experts}, moe::Seed{seed}) {}
 
   void step(unsigned number) {
-    const auto x = random<moe::Matrix<float, Space>>(number, 10, 6);
-    moe::zero(ctx, static_cast<Layer::Parameters&>(gradients));
+    const auto x = random<moe::Matrix<T, Space>>(number, 10, 6);
+    moe::zero(ctx, static_cast<Parameters&>(gradients));
     layer.forward(ctx, x, tape);
     layer.backward(ctx, x, tape, gradients);
     optimizer.step(ctx, layer.parameters, gradients, 1e-2);
@@ -191,15 +194,20 @@ struct Run {
   }
 };
 
-bool same(Run& a, Run& b) {
+using Run = RunIn<float>;
+
+template <class T>
+bool same(RunIn<T>& a, RunIn<T>& b) {
   bool equal = true;
   auto compare = [&](std::string_view, auto& x, auto& y) { equal = equal && same_bits(x, y); };
-  Layer::Parameters::visit(compare, a.layer.parameters, b.layer.parameters);
-  Layer::Buffers::visit(compare, a.layer.buffers, b.layer.buffers);
+  RunIn<T>::Parameters::visit(compare, a.layer.parameters, b.layer.parameters);
+  RunIn<T>::Layer::Buffers::visit(compare, a.layer.buffers, b.layer.buffers);
   return equal;
 }
 
-TEST_CASE("A run goes on from its checkpoint as if it had not stopped") {
+TEMPLATE_TEST_CASE("A run goes on from its checkpoint as if it had not stopped", "", float, moe::bfloat16,
+                   moe::float16) {
+  using Run = RunIn<TestType>;
   const Folder folder;
   Run straight(1), stopped(1), resumed(2);
   for (unsigned n = 0; n < 6; ++n) straight.step(n);
@@ -216,6 +224,33 @@ TEST_CASE("A run goes on from its checkpoint as if it had not stopped") {
   Run inference(5);
   moe::load_model(folder / "c", inference.layer.parameters, inference.layer.buffers);
   CHECK(same(stopped, inference));
+}
+
+TEST_CASE("Checkpoints name the optimiser's arrays, and hold masters of 16 bits") {
+  const Folder folder;
+  Run wide(1);
+  RunIn<moe::bfloat16> narrow(1);
+  wide.step(1);
+  narrow.step(1);
+  moe::save_checkpoint(folder / "w", wide.layer.parameters, wide.layer.buffers, wide.optimizer, {});
+  moe::save_checkpoint(folder / "n", narrow.layer.parameters, narrow.layer.buffers, narrow.optimizer, {});
+  const moe::SafetensorsReader w(folder / "w"), n(folder / "n");
+  const std::string name = "experts.down_proj";
+  for (const char* kind : {"optimizer.first_moment.", "optimizer.second_moment."}) {
+    CHECK(w.info(kind + name).dtype == "F32");
+    CHECK(n.info(kind + name).dtype == "F32");
+    CHECK(n.info(kind + name).shape == n.info(name).shape);
+  }
+  CHECK_FALSE(w.contains("optimizer.master." + name));
+  CHECK(n.info(name).dtype == "BF16");
+  CHECK_FALSE(n.contains("optimizer.master.router.weight"));  // the router is f32
+  const auto values = n.read<float>(name), masters = n.read<float>("optimizer.master." + name);
+  std::size_t rounded = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    rounded += values[i] == float(moe::bfloat16(masters[i]));
+  }
+  CHECK(rounded == values.size());
+  CHECK(values != masters);
 }
 
 TEST_CASE("A checkpoint of another model changes nothing") {

@@ -1,7 +1,8 @@
 #pragma once
 /// @file
-/// Maxima of rows on hosts, by GNU's vector types: g++ makes no vectors of a loop that compares floating-point numbers,
-/// because of NaN and of signed zeros. Devices have no use for this.
+/// Maxima and square roots of rows on hosts, by GNU's vector types: g++ makes no vectors of a loop that compares
+/// floating-point numbers, because of NaN and of signed zeros, or takes roots, because of errno. Devices have no use
+/// for this.
 
 #include <cstdint>
 #include <type_traits>
@@ -148,6 +149,28 @@ Real sum(const Real* row, Index size) {
   for (int l = 0; l < L::count; ++l) total += a[l];
   for (; i < size; ++i) total += row[i];
   return total;
+}
+
+/// Each of `count` numbers becomes its square root.
+template <int count, class Real>
+void take_roots(Real* row) {
+  using L = Lanes<Real>;
+  constexpr int whole = count / L::count * L::count;
+  for (int i = 0; i < whole; i += L::count) {
+    auto& v = *reinterpret_cast<typename L::Vector*>(row + i);
+#if __has_builtin(__builtin_elementwise_sqrt)
+    v = __builtin_elementwise_sqrt(v);
+#elif defined(__AVX__)
+    if constexpr (std::is_same_v<Real, float>) {
+      v = __builtin_ia32_sqrtps256(v);
+    } else {
+      v = __builtin_ia32_sqrtpd256(v);
+    }
+#else
+    for (int l = 0; l < L::count; ++l) v[l] = Kokkos::sqrt(v[l]);
+#endif
+  }
+  for (int i = whole; i < count; ++i) row[i] = Kokkos::sqrt(row[i]);
 }
 
 // The same for policies on rows, wherever they run.

@@ -20,7 +20,7 @@ struct TrainingState {
 
 namespace detail {
 
-/// Calls f(name, view) for every array of a checkpoint: parameters, buffers, and the optimiser's moments.
+/// Calls f(name, view) for every array of a checkpoint: parameters and buffers.
 template <class F, class Parameters, class Buffers>
 void visit_model(F&& f, Parameters& parameters, Buffers& buffers) {
   std::remove_const_t<Parameters>::visit(f, parameters);
@@ -28,19 +28,9 @@ void visit_model(F&& f, Parameters& parameters, Buffers& buffers) {
 }
 
 template <class F, class Optimizer>
-void visit_optimizer(F&& f, Optimizer& optimizer) {
-  auto named = [&](const char* prefix, auto& moment) {
-    auto skip_empty = [&](std::string_view name, auto& view) {
-      if (view.is_allocated()) f(std::string(prefix) + std::string(name), view);
-    };
-    std::remove_const_t<std::remove_reference_t<decltype(moment)>>::visit(skip_empty, moment);
-  };
-  if constexpr (requires { optimizer.first_moment; }) {
-    named("optimizer.first_moment.", optimizer.first_moment);
-    named("optimizer.second_moment.", optimizer.second_moment);
-  } else {
-    named("optimizer.velocity.", optimizer.velocity);
-  }
+void visit_optimizer(F&& f, const Optimizer& optimizer) {
+  auto named = [&](const std::string& name, const auto& array) { f("optimizer." + name, array); };
+  optimizer.visit(named);
 }
 
 inline Index metadata_number(const SafetensorsReader& file, const std::string& key) {

@@ -7,13 +7,13 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "moe/core/types.hpp"
+#include "moe/core/bfloat16.hpp"
+#include "moe/core/float16.hpp"
 #include "moe/io/detail/file.hpp"
 #include "moe/io/detail/json.hpp"
 
@@ -49,18 +49,11 @@ template <class T>
 constexpr const char* dtype_name() {
   if constexpr (std::is_same_v<T, double>) return "F64";
   if constexpr (std::is_same_v<T, float>) return "F32";
+  if constexpr (std::is_same_v<T, bfloat16>) return "BF16";
+  if constexpr (std::is_same_v<T, float16>) return "F16";
   if constexpr (std::is_same_v<T, std::int64_t>) return "I64";
   if constexpr (std::is_same_v<T, std::int32_t>) return "I32";
   if constexpr (std::is_same_v<T, std::uint8_t>) return "U8";
-}
-
-inline float half_to_float(std::uint16_t h) {
-  const int exponent = h >> 10 & 31;
-  const float mantissa = float(h & 1023);
-  const float magnitude = exponent == 0    ? std::ldexp(mantissa, -24)
-                          : exponent == 31 ? (mantissa == 0 ? INFINITY : NAN)
-                                           : std::ldexp(mantissa + 1024, exponent - 25);
-  return h >> 15 ? -magnitude : magnitude;
 }
 
 /// Element i of a tensor of `dtype` as T.
@@ -72,8 +65,8 @@ T element(const std::byte* data, std::string_view dtype, Index i) {
   };
   if (dtype == "F32") return T(as(float{}));
   if (dtype == "F64") return T(as(double{}));
-  if (dtype == "BF16") return T(std::bit_cast<float>(std::uint32_t(as(std::uint16_t{})) << 16));
-  if (dtype == "F16") return T(half_to_float(as(std::uint16_t{})));
+  if (dtype == "BF16") return T(float(as(bfloat16{})));
+  if (dtype == "F16") return T(float(as(float16{})));
   if (dtype == "I64") return T(as(std::int64_t{}));
   if (dtype == "I32") return T(as(std::int32_t{}));
   if (dtype == "I16") return T(as(std::int16_t{}));

@@ -1,12 +1,19 @@
 #pragma once
 /// @file
 /// AdamW and SGD over any struct of parameters (see core/parameter.hpp). Elementwise, hence deterministic.
+///
+/// Arrays of 16 bits (bfloat16, float16) have a master copy in f32 in the optimiser: steps act on it, and the array
+/// gets the rounded value. Bytes a parameter, gradient included:
+///
+///     AdamW, f32      4 value + 4 gradient + 8 moments             = 16, of which a step reads 16 and writes 12
+///     AdamW, 16 bits  2 value + 2 gradient + 4 master + 8 moments  = 16, of which a step reads 14 and writes 14
 
 #include <functional>
 #include <vector>
 
 #include "moe/core/context.hpp"
 #include "moe/core/parameter.hpp"
+#include "moe/train/detail/steps.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -36,132 +43,134 @@ struct SGDOptions {
 
 namespace detail {
 
-template <class T>
-struct AdamWElement {
-  T *value, *first, *second;
-  const T* gradient;
-  double rate, decay, beta1, beta2, correction1, correction2, epsilon;
-  KOKKOS_FUNCTION void operator()(Index i) const {
-    using Real = RouterReal<T>;
-    const Real g = Real(gradient[i]);
-    const Real m = Real(beta1) * Real(first[i]) + Real(1 - beta1) * g;
-    const Real v = Real(beta2) * Real(second[i]) + Real(1 - beta2) * g * g;
-    first[i] = T(m);
-    second[i] = T(v);
-    const Real step = m / Real(correction1) / (Kokkos::sqrt(v / Real(correction2)) + Real(epsilon));
-    value[i] = T(Real(value[i]) * Real(1 - rate * decay) - Real(rate) * step);
-  }
-};
-
-template <class T>
-struct SGDElement {
-  T *value, *velocity;
-  const T* gradient;
-  double rate, decay, momentum;
-  bool nesterov, first_step;
-  KOKKOS_FUNCTION void operator()(Index i) const {
-    using Real = RouterReal<T>;
-    Real g = Real(gradient[i]) + Real(decay) * Real(value[i]);
-    if (velocity != nullptr) {
-      const Real u = first_step ? g : Real(momentum) * Real(velocity[i]) + g;
-      velocity[i] = T(u);
-      g = nesterov ? g + Real(momentum) * u : u;
-    }
-    value[i] = T(Real(value[i]) - Real(rate) * g);
-  }
-};
-
 /// A gradient struct may derive from its parameters' (MoELayer::Gradients): its arrays are those.
 template <class Parameters, class Gradients>
 Parameters& arrays_of(Gradients& gradients) {
   return gradients;
 }
 
-template <class Space, class View, class Functor>
-void each_element(Context<Space>& ctx, const char* name, const View& view, const Functor& functor) {
-  Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(ctx.space, 0, Index(view.size())), functor);
+template <class Parameters>
+std::vector<bool> decays_of(const Parameters& parameters, const DecayMask& decays) {
+  std::vector<bool> result;  // in visiting order
+  auto note = [&](std::string_view name, const auto& view) { result.push_back(decays(parameter_info(name, view))); };
+  Parameters::visit(note, parameters);
+  return result;
+}
+
+/// Calls f(number, value, arrays) for each array; a first step takes masters from the parameters.
+template <class Space, class Parameters, class Gradients, class F>
+void each_step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, const WideArrays<Parameters>& masters,
+               bool first_step, const F& f) {
+  std::size_t number = 0;
+  auto one = [&](std::string_view, auto& value, auto& gradient) {
+    using T = typename std::decay_t<decltype(value)>::value_type;
+    const StepArrays<T> arrays{value.data(), gradient.data(), masters.data(number, value)};
+    if (is_narrow<T> && first_step) {
+      Kokkos::parallel_for("moe::masters", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(value.size())),
+                           StartMaster<T>{value.data(), arrays.master});
+    }
+    f(number++, value, arrays);
+  };
+  Parameters::visit(one, parameters, arrays_of<Parameters>(gradients));
 }
 
 }  // namespace detail
 
 /// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter 2019, algorithm 2).
+///
+/// The first step takes masters from the parameters; from then on masters are what is trained.
 template <class Parameters>
 class AdamW {
  public:
+  /// Throws ConfigError for options that cannot work.
   explicit AdamW(const Parameters& parameters, AdamWOptions options = {})
-      : first_moment(detail::zeros_like(parameters)),
-        second_moment(detail::zeros_like(parameters)),
-        options_(std::move(options)) {
+      : masters_(parameters, true), first_(parameters), second_(parameters), options_(std::move(options)) {
     detail::require<ConfigError>(options_.beta1 >= 0 && options_.beta1 < 1 && options_.beta2 >= 0 && options_.beta2 < 1,
                                  "moe::AdamW: beta1 ", options_.beta1, " and beta2 ", options_.beta2,
                                  "; both must lie in [0, 1).");
     detail::require<ConfigError>(options_.epsilon > 0, "moe::AdamW: epsilon is ", options_.epsilon,
                                  "; it must be positive.");
-    auto note = [&](std::string_view name, const auto& view) {
-      decays_.push_back(options_.decays(parameter_info(name, view)));
-    };
-    Parameters::visit(note, parameters);
+    decays_ = detail::decays_of(parameters, options_.decays);
   }
 
-  Parameters first_moment, second_moment;  ///< for checkpoints
-  Index step_count = 0;                    ///< steps done
+  Index step_count = 0;  ///< steps done
 
-  /// One step; gradients stay as they are.
+  /// One step on gradients times gradient_scale (see clip_factor and LossScale); gradients stay as they are.
   template <class Space, class Gradients>
-  void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate) {
-    ++step_count;
-    std::size_t number = 0;
-    const double c1 = 1 - std::pow(options_.beta1, double(step_count)),
-                 c2 = 1 - std::pow(options_.beta2, double(step_count));
-    auto update = [&](std::string_view, auto& value, auto& gradient, auto& first, auto& second) {
+  void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate,
+            double gradient_scale = 1) {
+    const AdamWOptions& o = options_;
+    const bool first_step = step_count++ == 0;
+    const double rate = learning_rate / (1 - std::pow(o.beta1, double(step_count))),
+                 root_scale = 1 / std::sqrt(1 - std::pow(o.beta2, double(step_count)));
+    auto update = [&](std::size_t number, const auto& value, const auto& arrays) {
       using T = typename std::decay_t<decltype(value)>::value_type;
-      const double decay = decays_[number++] ? options_.weight_decay : 0.0;
-      detail::each_element(
-          ctx, "moe::AdamW", value,
-          detail::AdamWElement<T>{value.data(), first.data(), second.data(), gradient.data(), learning_rate, decay,
-                                  options_.beta1, options_.beta2, c1, c2, options_.epsilon});
+      using Real = RouterReal<T>;
+      const double keep = 1 - learning_rate * (decays_[number] ? o.weight_decay : 0.0);
+      detail::run_step(
+          ctx, "moe::AdamW", Index(value.size()),
+          detail::AdamWStep<T>{arrays, first_.data(number, value), second_.data(number, value), Real(gradient_scale),
+                               Real(o.beta1), Real(1 - o.beta1), Real(o.beta2), Real(1 - o.beta2), Real(keep),
+                               Real(rate), Real(root_scale), Real(o.epsilon)});
     };
-    Parameters::visit(update, parameters, detail::arrays_of<Parameters>(gradients), first_moment, second_moment);
+    detail::each_step(ctx, parameters, gradients, masters_, first_step, update);
+  }
+
+  /// Calls f(name, array) for all that a checkpoint needs: "first_moment.*", "second_moment.*", "master.*".
+  template <class F>
+  void visit(F&& f) const {
+    first_.visit("first_moment.", f);
+    second_.visit("second_moment.", f);
+    masters_.visit("master.", f);
   }
 
  private:
+  detail::WideArrays<Parameters> masters_, first_, second_;
   AdamWOptions options_;
-  std::vector<bool> decays_;  // in visiting order
+  std::vector<bool> decays_;
 };
 
-/// Stochastic gradient descent, with momentum where asked; PyTorch's rules.
+/// Stochastic gradient descent, with momentum where asked; PyTorch's rules. Masters are as with AdamW.
 template <class Parameters>
 class SGD {
  public:
-  explicit SGD(const Parameters& parameters, SGDOptions options = {}) : options_(std::move(options)) {
+  /// Throws ConfigError for options that cannot work.
+  explicit SGD(const Parameters& parameters, SGDOptions options = {})
+      : masters_(parameters, true), options_(std::move(options)) {
     detail::require<ConfigError>(options_.momentum >= 0 && options_.momentum < 1, "moe::SGD: momentum is ",
                                  options_.momentum, "; it must lie in [0, 1).");
-    if (options_.momentum > 0) velocity = detail::zeros_like(parameters);
-    auto note = [&](std::string_view name, const auto& view) {
-      decays_.push_back(options_.decays(parameter_info(name, view)));
-    };
-    Parameters::visit(note, parameters);
+    if (options_.momentum > 0) velocity_ = detail::WideArrays<Parameters>(parameters);
+    decays_ = detail::decays_of(parameters, options_.decays);
   }
 
-  Parameters velocity;   ///< for checkpoints; unallocated without momentum
   Index step_count = 0;  ///< steps done
 
-  /// One step; gradients stay as they are.
+  /// One step on gradients times gradient_scale; gradients stay as they are.
   template <class Space, class Gradients>
-  void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate) {
+  void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate,
+            double gradient_scale = 1) {
+    const SGDOptions& o = options_;
     const bool first_step = step_count++ == 0;
-    std::size_t number = 0;
-    auto update = [&](std::string_view, auto& value, auto& gradient, auto& speed) {
+    auto update = [&](std::size_t number, const auto& value, const auto& arrays) {
       using T = typename std::decay_t<decltype(value)>::value_type;
-      const double decay = decays_[number++] ? options_.weight_decay : 0.0;
-      detail::each_element(ctx, "moe::SGD", value,
-                           detail::SGDElement<T>{value.data(), speed.data(), gradient.data(), learning_rate, decay,
-                                                 options_.momentum, options_.nesterov, first_step});
+      using Real = RouterReal<T>;
+      detail::run_step(ctx, "moe::SGD", Index(value.size()),
+                       detail::SGDStep<T>{arrays, velocity_.data(number, value), Real(gradient_scale),
+                                          Real(decays_[number] ? o.weight_decay : 0.0), Real(o.momentum),
+                                          Real(learning_rate), o.nesterov, first_step});
     };
-    Parameters::visit(update, parameters, detail::arrays_of<Parameters>(gradients), velocity);
+    detail::each_step(ctx, parameters, gradients, masters_, first_step, update);
+  }
+
+  /// Calls f(name, array) for all that a checkpoint needs: "velocity.*" with momentum, "master.*".
+  template <class F>
+  void visit(F&& f) const {
+    velocity_.visit("velocity.", f);
+    masters_.visit("master.", f);
   }
 
  private:
+  detail::WideArrays<Parameters> masters_, velocity_;
   SGDOptions options_;
   std::vector<bool> decays_;
 };
