@@ -29,7 +29,7 @@ void print(const bench::Limits& limits, bool json) {
 int main(int argc, char** argv) {
   int rounds = 1;
   bool json = false;
-  CLI::App app{"Measures multiply-adds in registers and reading memory, on all threads."};
+  CLI::App app{"Measures multiply-adds in registers, reading memory and updating it, on all threads."};
   app.add_option("--rounds", rounds, "measurements, one after the other")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
