@@ -1,8 +1,8 @@
-# train_text as a user runs it: resuming, killing at any moment, the drill of a corrupted batch.
+# train_text as a user runs it: resuming, killing at any moment, 16 bits, the drill of a corrupted batch.
 
 find_package(Python3 COMPONENTS Interpreter QUIET)
 if(TARGET train_text AND Python3_FOUND)
-  foreach(_case resume kill spike misuse compare)
+  foreach(_case resume precision kill spike misuse compare)
     add_test(NAME train_text.${_case}
              COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/train_text/check.py ${_case}
                      $<TARGET_FILE:train_text> $<TARGET_FILE:analyse_routing> ${CMAKE_CURRENT_BINARY_DIR}/train_text/${_case})

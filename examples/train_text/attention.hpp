@@ -28,13 +28,13 @@ struct AttentionParameters {
 };
 
 /// Cosine and sine of each position and pair of a head: angle = position * 10000^(-i / half).
-template <class T, class Space>
+template <class Real, class Space>
 struct Rotary {
-  Matrix<T, Space> table;  // (length, width): cosines, then sines
+  Matrix<Real, Space> table;  // (length, width): cosines, then sines
   KOKKOS_FUNCTION void operator()(Index position) const {
     const Index half = Index(table.extent(1)) / 2;
     for (Index i = 0; i < half; ++i) {
-      const T angle = T(position) * Kokkos::pow(T(10000), -T(i) / T(half));
+      const Real angle = Real(position) * Kokkos::pow(Real(10000), -Real(i) / Real(half));
       table(position, i) = Kokkos::cos(angle);
       table(position, half + i) = Kokkos::sin(angle);
     }
@@ -44,11 +44,12 @@ struct Rotary {
 /// Between token order, (T, 3H) or (T, H), and head order, (groups * length, width); rotates queries and keys.
 template <class T, class Space>
 struct Heads {
+  using Real = moe::RouterReal<T>;
   Shape shape;
   Matrix<T, Space> tokens;
   Index column;  // of the first head in `tokens`
   T* heads;
-  Matrix<T, Space> rotary;  // empty: no rotation
+  Matrix<Real, Space> rotary;  // empty: no rotation
   bool to_heads;
 
   KOKKOS_FUNCTION void operator()(Index row) const {
@@ -58,19 +59,19 @@ struct Heads {
     T* head = heads + row * shape.width;
     const Index half = shape.width / 2;
     for (Index i = 0; i < half; ++i) {
-      T c = 1, s = 0;
+      Real c = 1, s = 0;
       if (rotary.data() != nullptr) {
         c = rotary(position, i);
         s = rotary(position, half + i);
       }
       if (to_heads) {
-        const T a = token[i], b = token[i + half];
-        head[i] = a * c - b * s;
-        head[i + half] = a * s + b * c;
+        const Real a = Real(token[i]), b = Real(token[i + half]);
+        head[i] = T(a * c - b * s);
+        head[i + half] = T(a * s + b * c);
       } else {  // the transpose of the rotation: gradients go back through it
-        const T a = head[i], b = head[i + half];
-        token[i] = a * c + b * s;
-        token[i + half] = b * c - a * s;
+        const Real a = Real(head[i]), b = Real(head[i + half]);
+        token[i] = T(a * c + b * s);
+        token[i + half] = T(b * c - a * s);
       }
     }
   }
@@ -79,30 +80,34 @@ struct Heads {
 /// Scores of one query to probabilities over it and what came before.
 template <class T, class Space>
 struct CausalSoftmax {
+  using Real = moe::RouterReal<T>;
   Index length;
-  T scale;
+  Real scale;
   Matrix<T, Space> p;  // (groups * length, length)
   KOKKOS_FUNCTION void operator()(Index row) const {
     const Index live = row % length + 1;
     T* z = p.data() + row * length;
-    for (Index i = 0; i < live; ++i) z[i] *= scale;
-    moe::Softmax{}.apply(moe::Team{}, moe::Row<T>{z, live});
-    for (Index i = live; i < length; ++i) z[i] = 0;
+    with_wide_row(z, live, [&](Row<Real> scores) {
+      for (Index i = 0; i < live; ++i) scores[i] *= scale;
+      moe::Softmax{}.apply(moe::Team{}, scores);
+    });
+    for (Index i = live; i < length; ++i) z[i] = T(0);
   }
 };
 
 /// dp becomes the gradient of the scores.
 template <class T, class Space>
 struct CausalSoftmaxGradient {
+  using Real = moe::RouterReal<T>;
   Index length;
-  T scale;
+  Real scale;
   Matrix<T, Space> p, dp;
   KOKKOS_FUNCTION void operator()(Index row) const {
     const T* probability = p.data() + row * length;
     T* gradient = dp.data() + row * length;
-    T dot = 0;
-    for (Index i = 0; i < length; ++i) dot += probability[i] * gradient[i];
-    for (Index i = 0; i < length; ++i) gradient[i] = scale * probability[i] * (gradient[i] - dot);
+    Real dot = 0;
+    for (Index i = 0; i < length; ++i) dot += Real(probability[i]) * Real(gradient[i]);
+    for (Index i = 0; i < length; ++i) gradient[i] = T(scale * Real(probability[i]) * (Real(gradient[i]) - dot));
   }
 };
 
@@ -117,13 +122,14 @@ template <class T, class Space>
 class Attention {
  public:
   using Parameters = AttentionParameters<T, Space>;
+  using Real = moe::RouterReal<T>;
 
   struct Saved {
     Shape shape;
     Vector<Index, Space> offsets;  // (groups + 1)
     Tensor3<T, Space> q, k, v;     // (groups, length, width)
     Matrix<T, Space> p, mixed;     // (groups * length, length), (T, H)
-    Matrix<T, Space> rotary;       // (length, width)
+    Matrix<Real, Space> rotary;    // (length, width)
   };
 
   static Parameters parameters(Index hidden) {
@@ -143,7 +149,7 @@ class Attention {
     moe::detail::shape(saved.mixed, "mixed", shape.tokens(), hidden);
     moe::detail::shape(saved.rotary, "rotary", shape.length, shape.width);
     run(ctx, "offsets", shape.groups() + 1, GroupOffsets<Space>{shape.length, saved.offsets});
-    run(ctx, "rotary", shape.length, Rotary<T, Space>{saved.rotary});
+    run(ctx, "rotary", shape.length, Rotary<Real, Space>{saved.rotary});
 
     typename moe::Context<Space>::Scratch scratch(ctx);
     auto qkv = scratch.template matrix<T>(shape.tokens(), 3 * hidden);
@@ -189,7 +195,7 @@ class Attention {
   }
 
  private:
-  static T scale(const Shape& shape) { return T(1) / Kokkos::sqrt(T(shape.width)); }
+  static Real scale(const Shape& shape) { return Real(1) / Kokkos::sqrt(Real(shape.width)); }
   static Matrix<const T, Space> flat(const Tensor3<T, Space>& heads) {
     return Matrix<const T, Space>(heads.data(), heads.extent(0) * heads.extent(1), heads.extent(2));
   }

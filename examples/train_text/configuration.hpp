@@ -14,6 +14,7 @@ inline nlohmann::json configuration(const Options& options, const Corpus& corpus
   for (const Domain& domain : corpus.domains())
     domains.push_back(fmt::format("{} ({} bytes)", domain.name, domain.training.size() + domain.validation.size()));
   return {{"model", options.model},
+          {"precision", options.precision},
           {"balanced", options.balanced},
           {"seed", options.seed},
           {"batch", options.batch},

@@ -1,6 +1,7 @@
 #pragma once
 /// @file
-/// The transformer's small parts: embedding, RMSNorm, residual sums, cross-entropy. Forward and backward.
+/// The transformer's small parts: embedding, RMSNorm, residual sums, cross-entropy. Forward and backward. Arrays are of
+/// type T, which may have 16 bits; sums and statistics are moe::RouterReal<T>.
 
 #include <moe/moe.hpp>
 
@@ -16,6 +17,22 @@ void run(moe::Context<Space>& ctx, const char* name, Index items, const Functor&
   Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(ctx.space, 0, items), functor);
 }
 
+inline constexpr Index longest_row = 4096;  // of scores: the longest sequence
+
+/// Calls f on a row in the precision of sums: on the row itself, or on a copy, which goes back rounded.
+template <class T, class F>
+KOKKOS_FUNCTION void with_wide_row(T* data, Index size, const F& f) {
+  using Real = moe::RouterReal<T>;
+  if constexpr (std::is_same_v<T, Real>) {
+    f(Row<Real>{data, size});
+  } else {
+    Real wide[longest_row];
+    for (Index i = 0; i < size; ++i) wide[i] = Real(data[i]);
+    f(Row<Real>{wide, size});
+    for (Index i = 0; i < size; ++i) data[i] = T(wide[i]);
+  }
+}
+
 /// x(t) = table(token(t)).
 template <class T, class Space>
 struct Embed {
@@ -26,86 +43,99 @@ struct Embed {
   }
 };
 
-/// gradient(token(t)) += dx(t); an item is a column, so that no two add to one element.
+/// gradient(token(t)) += dx(t); an item is a column, so that no two add to one element. sums (256, H) are zero before.
 template <class T, class Space>
 struct EmbedGradient {
   Vector<const std::int32_t, Space> tokens;
   Matrix<T, Space> dx, gradient;
+  Matrix<moe::RouterReal<T>, Space> sums;
   KOKKOS_FUNCTION void operator()(Index h) const {
-    for (Index t = 0; t < Index(dx.extent(0)); ++t) gradient(tokens(t), h) += dx(t, h);
+    using Real = moe::RouterReal<T>;
+    for (Index t = 0; t < Index(dx.extent(0)); ++t) sums(tokens(t), h) += Real(dx(t, h));
+    for (Index v = 0; v < Index(sums.extent(0)); ++v) gradient(v, h) = T(Real(gradient(v, h)) + sums(v, h));
   }
 };
 
 /// y = x * weight / sqrt(mean(x^2) + epsilon) (Zhang and Sennrich 2019); keeps the reciprocal root.
 template <class T, class Space>
 struct RmsNorm {
+  using Real = moe::RouterReal<T>;
   static constexpr double epsilon = 1e-6;
   Matrix<T, Space> x;
   Vector<T, Space> weight;
   Matrix<T, Space> y;
-  Vector<T, Space> inverse;
+  Vector<Real, Space> inverse;
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Index n = x.extent(1);
-    T squares = 0;
-    for (Index h = 0; h < n; ++h) squares += x(t, h) * x(t, h);
-    const T r = T(1) / Kokkos::sqrt(squares / T(n) + T(epsilon));
+    Real squares = 0;
+    for (Index h = 0; h < n; ++h) squares += Real(x(t, h)) * Real(x(t, h));
+    const Real r = Real(1) / Kokkos::sqrt(squares / Real(n) + Real(epsilon));
     inverse(t) = r;
-    for (Index h = 0; h < n; ++h) y(t, h) = x(t, h) * r * weight(h);
+    for (Index h = 0; h < n; ++h) y(t, h) = T(Real(x(t, h)) * r * Real(weight(h)));
   }
 };
 
 /// dx += the pullback of dy.
 template <class T, class Space>
 struct RmsNormGradient {
+  using Real = moe::RouterReal<T>;
   Matrix<T, Space> x, dy;
-  Vector<T, Space> weight, inverse;
+  Vector<T, Space> weight;
+  Vector<Real, Space> inverse;
   Matrix<T, Space> dx;
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Index n = x.extent(1);
-    const T r = inverse(t);
-    T dot = 0;
-    for (Index h = 0; h < n; ++h) dot += dy(t, h) * weight(h) * x(t, h);
-    const T mean = dot * r * r / T(n);
-    for (Index h = 0; h < n; ++h) dx(t, h) += r * (dy(t, h) * weight(h) - x(t, h) * mean);
+    const Real r = inverse(t);
+    Real dot = 0;
+    for (Index h = 0; h < n; ++h) dot += Real(dy(t, h)) * Real(weight(h)) * Real(x(t, h));
+    const Real mean = dot * r * r / Real(n);
+    for (Index h = 0; h < n; ++h)
+      dx(t, h) = T(Real(dx(t, h)) + r * (Real(dy(t, h)) * Real(weight(h)) - Real(x(t, h)) * mean));
   }
 };
 
 /// The weight's gradient; an item is a column.
 template <class T, class Space>
 struct RmsNormWeightGradient {
+  using Real = moe::RouterReal<T>;
   Matrix<T, Space> x, dy;
-  Vector<T, Space> inverse, gradient;
+  Vector<Real, Space> inverse;
+  Vector<T, Space> gradient;
   KOKKOS_FUNCTION void operator()(Index h) const {
-    T sum = 0;
-    for (Index t = 0; t < Index(x.extent(0)); ++t) sum += dy(t, h) * x(t, h) * inverse(t);
-    gradient(h) += sum;
+    Real sum = 0;
+    for (Index t = 0; t < Index(x.extent(0)); ++t) sum += Real(dy(t, h)) * Real(x(t, h)) * inverse(t);
+    gradient(h) = T(Real(gradient(h)) + sum);
   }
 };
 
 /// y = a + b, or y += b.
 template <class T>
 struct Add {
+  using Real = moe::RouterReal<T>;
   const T *a, *b;
   T* y;
-  KOKKOS_FUNCTION void operator()(Index i) const { y[i] = a[i] + b[i]; }
+  KOKKOS_FUNCTION void operator()(Index i) const { y[i] = T(Real(a[i]) + Real(b[i])); }
 };
 
 /// losses(t) = -log softmax(logits(t))[target]; logits become their gradient times scale.
 template <class T, class Space>
 struct CrossEntropy {
+  using Real = moe::RouterReal<T>;
   Matrix<T, Space> logits;
   Vector<const std::int32_t, Space> targets;
   Vector<double, Space> losses;
-  T scale;
+  Real scale;
   KOKKOS_FUNCTION void operator()(Index t) const {
-    const Row<T> z{logits.data() + t * Index(logits.extent(1)), Index(logits.extent(1))};
-    const moe::Team team;
-    const T before = z[targets(t)], top = team.max<T>(z.size, [&](Index i) { return z[i]; });
-    moe::Softmax{}.apply(team, z);
-    // The largest probability is exp(0) over the sum of exponentials, and never vanishes.
-    const T largest = team.max<T>(z.size, [&](Index i) { return z[i]; });
-    losses(t) = double(top - Kokkos::log(largest) - before);
-    for (Index i = 0; i < z.size; ++i) z[i] = scale * (z[i] - (i == targets(t) ? T(1) : T(0)));
+    const Real before = Real(logits(t, targets(t)));
+    with_wide_row(logits.data() + t * Index(logits.extent(1)), Index(logits.extent(1)), [&](Row<Real> z) {
+      const moe::Team team;
+      const Real top = team.max<Real>(z.size, [&](Index i) { return z[i]; });
+      moe::Softmax{}.apply(team, z);
+      // The largest probability is exp(0) over the sum of exponentials, and never vanishes.
+      const Real largest = team.max<Real>(z.size, [&](Index i) { return z[i]; });
+      losses(t) = double(top - Kokkos::log(largest) - before);
+      for (Index i = 0; i < z.size; ++i) z[i] = scale * (z[i] - (i == targets(t) ? Real(1) : Real(0)));
+    });
   }
 };
 

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "compare.hpp"
+#include "elementwise.hpp"
 #include "models.hpp"
 #include "progress.hpp"
 #include "stages.hpp"
@@ -80,6 +81,10 @@ int main(int argc, char** argv) {
   const auto positive = CLI::PositiveNumber;
   app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   auto* model = app.add_option("--model", options.model, "which mixture")->check(CLI::IsMember(names));
+  app.add_option(
+         "--precision", options.precision,
+         "of parameters, activations and gradients; bf16 and f16 (mixtral, deepseek-v3) have f32 masters and sums")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   app.add_flag("--compare", comparing, "train all of them at equal active parameters and tokens")->excludes(model);
   app.add_flag("--long", long_run, "with --compare: three seeds, 1500 steps (without: one seed, 600 steps)");
   app.add_option("--balance", balance, "none: no losses, no bias, to see the collapse")
@@ -95,11 +100,13 @@ int main(int argc, char** argv) {
       app.add_option("--resume", options.resume, "go on: from FILE, or from what is in --out")->expected(0, 1);
   app.add_option("--batch", options.batch, "sequences a step")->check(positive);
   app.add_option("--microbatches", options.microbatches, "passes a step, gradients accumulated")->check(positive);
-  app.add_option("--sequence", options.sequence, "bytes a sequence")->check(CLI::Range(8, 4096));
+  app.add_option("--sequence", options.sequence, "bytes a sequence")
+      ->check(CLI::Range(moe::Index(8), text::longest_row));
   app.add_option("--hidden", options.hidden, "width")->check(positive);
   app.add_option("--layers", options.layers, "blocks")->check(positive);
   app.add_option("--heads", options.heads, "attention heads")->check(positive);
   app.add_option("--learning-rate", options.learning_rate, "peak")->check(positive);
+  app.add_option("--loss-scale", options.loss_scale, "in f16, at first")->check(CLI::Range(1.0, 0x1p127));
   app.add_option("--checkpoint-every", options.checkpoint_every, "steps")->check(positive);
   app.add_flag("--export-routing", options.export_routing, "write routing decisions, for analyse_routing and as CSV");
   app.add_option("--corrupt-batch", options.corrupt_batch, "a drill: make this batch noise, and see it skipped");
@@ -123,7 +130,7 @@ int main(int argc, char** argv) {
     const bool go_on = resume->count() > 0;
     if (go_on && options.resume.empty() && !comparing) options.resume = options.stem() + ".safetensors";
     std::FILE* out = options.json ? stderr : stdout;
-    fmt::print(out, "{} on {} domains:", comparing ? "Comparing mixtures" : options.model, corpus.domains().size());
+    fmt::print(out, "{} on {} domains:", comparing ? "Comparing mixtures" : options.name(), corpus.domains().size());
     for (const Domain& domain : corpus.domains())
       fmt::print(out, " {} ({} kB)", domain.name, domain.training.size() / 1000);
     fmt::print(out, "\n");

@@ -1,7 +1,8 @@
 #pragma once
 /// @file
 /// Training as it is really done, for any model: microbatches, checkpoints, spikes rolled back, a run that can be
-/// stopped at any moment and goes on bit for bit.
+/// stopped at any moment and goes on bit for bit. In float16 the loss is scaled, and steps whose gradients overflow are
+/// skipped.
 
 #include <fmt/format.h>
 
@@ -33,6 +34,7 @@ class Trainer {
         model_(options.hidden, options.layers, options.heads, moe::Seed{options.seed}, make_layer),
         gradients_(model_.gradients()),
         optimizer_(model_.parameters, {.beta2 = 0.95, .weight_decay = 0.1}),
+        loss_scale_({.start = options.loss_scale}),
         statistics_(model_.layers().size()),
         validation_(options, corpus) {
     moe::detail::require<moe::ConfigError>(options.batch % options.microbatches == 0, "train_text: ", options.batch,
@@ -58,20 +60,21 @@ class Trainer {
       double bits = NAN, norm = NAN;
       try {
         bits = pass(batch);
-        norm = moe::clip_gradient_norm(ctx_, arrays(gradients_), 1.0);
+        norm = moe::gradient_norm(ctx_, arrays(gradients_)) / loss_scale();
       } catch (const moe::DataError&) {
         bits = NAN;  // numbers that are not finite are a spike like any other
       }
+      if (!std::isfinite(norm) && (!scales || loss_scale_.at_floor())) bits = NAN;
       if (detector_.spike(bits)) {
         roll_back(batch, bits);
         continue;
       }
       detector_.add(bits);
-      update(schedule(state_.step));
+      update(schedule(state_.step), norm);
       ++state_.step;
       state_.data_position = batch + 1;
       record(bits, norm, schedule(state_.step - 1));
-      progress.show(state_.step, detector_.mean, double(options_.batch * options_.sequence), violation_);
+      progress.show(state_.step, detector_.mean, double(options_.batch * options_.sequence), violation_, scaling());
       if (state_.step % options_.checkpoint_every == 0) save();
     }
     progress.finish();
@@ -82,6 +85,13 @@ class Trainer {
 
  private:
   using Parameters = typename Model::Parameters;
+  static constexpr bool scales = std::is_same_v<typename Layer::Scalar, moe::float16>;
+  double loss_scale() const { return scales ? loss_scale_.value() : 1.0; }
+  /// A remark for the line of progress.
+  std::string scaling() const {
+    if (!scales) return "";
+    return fmt::format("  loss scale {:g}, {} skipped", loss_scale(), history_.value("skipped_steps", Json()).size());
+  }
   static double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
@@ -99,7 +109,7 @@ class Trainer {
     ctx_.step = std::uint64_t(number);  // a batch's draws are its own, whatever was skipped before it
     ctx_.training = true;
     const Index length = options_.sequence, count = options_.batch / options_.microbatches, tokens = count * length;
-    const double scale = 1.0 / double(options_.microbatches);
+    const double share = 1.0 / double(options_.microbatches), scale = share * loss_scale();
     HostBytes inputs("inputs", std::size_t(tokens)), targets("targets", std::size_t(tokens));
     moe::zero(ctx_, arrays(gradients_));
     for (auto& statistics : statistics_) statistics.reset();
@@ -114,7 +124,7 @@ class Trainer {
       forward(model_, ctx_, inputs, targets, count, length, tape_, scale);
       model_.backward(ctx_, tape_, gradients_, scale);
       for (std::size_t i = 0; i < statistics_.size(); ++i) statistics_[i].add(tape_.blocks[i].moe);
-      bits += scale * mean_bits(tape_);
+      bits += share * mean_bits(tape_);
     }
     return bits;
   }
@@ -124,9 +134,14 @@ class Trainer {
     for (std::size_t i = 0; i < inputs.extent(0); ++i) targets(i) = 255 - inputs(i);
   }
 
-  void update(double learning_rate) {
+  void update(double learning_rate, double norm) {
     const Stage stage("optimiser");
-    optimizer_.step(ctx_, model_.parameters, gradients_, learning_rate);
+    const double by = loss_scale();
+    if (!scales || loss_scale_.update(std::isfinite(norm))) {
+      optimizer_.step(ctx_, model_.parameters, gradients_, learning_rate, moe::clip_factor(norm, 1.0) / by);
+    } else {
+      history_["skipped_steps"].push_back({{"step", state_.step}, {"loss_scale", by}});
+    }
     for (std::size_t i = 0; i < statistics_.size(); ++i) model_.layers()[i].update_balance(ctx_, statistics_[i]);
   }
 
@@ -213,6 +228,7 @@ class Trainer {
     const Json run{{"configuration", configuration(options_, corpus_)},
                    {"skipped", skipped_},
                    {"detector", detector_.save()},
+                   {"loss_scale", loss_scale_.save()},
                    {"history", history_}};
     moe::save_checkpoint(checkpoint(), model_.parameters, model_.buffers, optimizer_, state_,
                          {{"train_text", run.dump()}});
@@ -229,6 +245,7 @@ class Trainer {
     state_ = moe::load_checkpoint(path, model_.parameters, model_.buffers, optimizer_);
     skipped_ = run.at("skipped").get<std::set<Index>>();
     detector_.load(run.at("detector"));
+    if (scales) loss_scale_.load(run.at("loss_scale"));
     history_ = run.at("history");
   }
 
@@ -243,7 +260,8 @@ class Trainer {
   Json report(double seconds, double rate) {
     Json report = history_;
     report.update({{"configuration", configuration(options_, corpus_)},
-                   {"model", options_.model + (options_.balanced ? "" : "-unbalanced")},
+                   {"model", options_.name()},
+                   {"precision", options_.precision},
                    {"seed", options_.seed},
                    {"steps", state_.step},
                    {"tokens_per_step", options_.batch * options_.sequence},
@@ -267,6 +285,7 @@ class Trainer {
   Model model_;
   typename Model::Gradients gradients_;
   moe::AdamW<Parameters> optimizer_;
+  moe::LossScale loss_scale_;  // for float16
   std::vector<moe::LoadStatistics<Space>> statistics_;
   Validation<Model> validation_;
   typename Model::Tape tape_;

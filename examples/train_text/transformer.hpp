@@ -18,6 +18,7 @@ class Transformer {
  public:
   using T = typename Layer::Scalar;
   using Space = typename Layer::Space;
+  using Real = moe::RouterReal<T>;
   using SelfAttention = Attention<T, Space>;
 
   struct Parameters {
@@ -73,7 +74,7 @@ class Transformer {
   struct Tape {
     struct Block {
       Matrix<T, Space> x, normed1, attended, middle, normed2;
-      Vector<T, Space> inverse1, inverse2;
+      Vector<Real, Space> inverse1, inverse2;
       typename SelfAttention::Saved attention;
       typename Layer::Tape moe;
     };
@@ -82,7 +83,7 @@ class Transformer {
     Vector<Index, Space> sequences;  // (batch + 1) first tokens
     std::vector<Block> blocks;
     Matrix<T, Space> last, normed, logits;
-    Vector<T, Space> inverse;
+    Vector<Real, Space> inverse;
     Vector<double, Space> losses;  // (T)
   };
 
@@ -175,7 +176,7 @@ class Transformer {
     run(ctx, "norm", count, RmsNorm<T, Space>{tape.last, parameters.norm, tape.normed, tape.inverse});
     moe::kernels::dense_forward<T, Space>(ctx.space, tape.normed, parameters.head, tape.logits);
     if (targets.data() != nullptr)
-      run(ctx, "loss", count, CrossEntropy<T, Space>{tape.logits, targets, tape.losses, T(scale / double(count))});
+      run(ctx, "loss", count, CrossEntropy<T, Space>{tape.logits, targets, tape.losses, Real(scale / double(count))});
   }
 
   /// After a forward with targets and the same scale; adds into gradients, the MoE layers' losses included.
@@ -199,12 +200,14 @@ class Transformer {
       }
       pull_norm(ctx, s.x, dnormed, p.norm1, s.inverse1, dx, g.norm1);
     }
-    run(ctx, "embed", hidden, EmbedGradient<T, Space>{tape.tokens, dx, gradients.embedding});
+    auto sums = scratch.template matrix<Real>(vocabulary, hidden);
+    moe::detail::fill(ctx.space, sums, Real(0));
+    run(ctx, "embed", hidden, EmbedGradient<T, Space>{tape.tokens, dx, gradients.embedding, sums});
   }
 
  private:
   static void pull_norm(moe::Context<Space>& ctx, const Matrix<T, Space>& x, const Matrix<T, Space>& dy,
-                        const Vector<T, Space>& weight, const Vector<T, Space>& inverse, const Matrix<T, Space>& dx,
+                        const Vector<T, Space>& weight, const Vector<Real, Space>& inverse, const Matrix<T, Space>& dx,
                         const Vector<T, Space>& gradient) {
     run(ctx, "norm", Index(x.extent(0)), RmsNormGradient<T, Space>{x, dy, weight, inverse, dx});
     run(ctx, "norm", Index(x.extent(1)), RmsNormWeightGradient<T, Space>{x, dy, inverse, gradient});

@@ -51,22 +51,47 @@ def start(*arguments):
     return subprocess.Popen([program, *tiny, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-if case == "resume":
-    # Ctrl-C saves; what goes on from there ends in the same bits as a run that was never stopped.
-    model = ["--model", "deepseek-v3", "--steps", "400", "--checkpoint-every", "1000"]
+def stop_and_go_on(name, *model):
+    """Ctrl-C saves; what goes on from there ends in the same bits as a run that was never stopped."""
+    model = [*model, "--steps", "400", "--checkpoint-every", "1000"]
     run(*model, "--out", out("straight"))
     stopped = start(*model, "--out", out("stopped"))
-    checkpoint = out("stopped/deepseek-v3-1.safetensors")
+    checkpoint = out("stopped/" + name + "-1.safetensors")
     while not os.path.exists(checkpoint):
         time.sleep(0.01)
     time.sleep(0.3)
     stopped.send_signal(signal.SIGINT)
     assert stopped.wait() == 0
-    step = json.load(open(out("stopped/deepseek-v3-1.json")))["steps"]
+    step = json.load(open(out("stopped/" + name + "-1.json")))["steps"]
     assert 0 < step < 400, step
     run(*model, "--out", out("stopped"), "--resume")
-    assert digest(checkpoint) == digest(out("straight/deepseek-v3-1.safetensors"))
+    assert digest(checkpoint) == digest(out("straight/" + name + "-1.safetensors"))
     assert os.path.getsize(out("stopped/report.html")) > 1000
+
+
+if case == "resume":
+    stop_and_go_on("deepseek-v3", "--model", "deepseek-v3")
+
+elif case == "precision":
+    stop_and_go_on("mixtral-bf16", "--precision", "bf16")
+    report = json.load(open(out("straight/mixtral-bf16-1.json")))
+    assert report["precision"] == "bf16" and report["title"] == "Mixtral in bf16", report["title"]
+    # In f16 a loss scale that is far too large is halved, a step skipped each time, until gradients fit; and f32 and
+    # f16 learn alike.
+    _, log = run("--precision", "f16", "--steps", "100", "--loss-scale", str(2**40), "--out", out("drill"))
+    report = json.load(open(out("drill/mixtral-f16-1.json")))
+    skipped = report["skipped_steps"]
+    assert len(skipped) > 5, skipped
+    assert [s["loss_scale"] for s in skipped] == [2.0 ** (40 - n) for n in range(len(skipped))], skipped
+    assert "spikes" not in report and "loss scale %g" % 2.0 ** (40 - len(skipped)) in log, log
+    assert "gradients overflowed" in open(out("drill/report.html"), encoding="utf-8").read()
+    run("--precision", "f16", "--steps", "100", "--out", out("usual"))
+    run("--steps", "100", "--out", out("f32"))
+    ends = [
+        json.load(open(out(path)))["validation_bits_per_byte"]["mean"]
+        for path in ("usual/mixtral-f16-1.json", "f32/mixtral-1.json")
+    ]
+    assert abs(ends[0] - ends[1]) < 0.05, ends
 
 elif case == "kill":
     # kill -9 at 50 random moments: the checkpoint is whole every time, and the end is as if nothing had happened.
@@ -110,6 +135,8 @@ elif case == "misuse":
     ):
         _, log = run("--steps", "2", *(["--out", out("x")] if "--out" not in arguments else []), *arguments, expect=1)
         assert phrase in log, (arguments, log)
+    _, log = run("--model", "switch", "--precision", "f16", "--out", out("x"), expect=1)
+    assert "switch trains in f32 only" in log, log
     run("--steps", "4", "--out", out("x"))
     _, log = run("--steps", "4", "--seed", "2", "--out", out("y"), "--resume", out("x/mixtral-1.safetensors"), expect=1)
     assert "was made with seed 1, but this run has 2" in log, log

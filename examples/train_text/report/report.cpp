@@ -115,6 +115,15 @@ std::string spikes(const json& run) {
   return items.empty() ? "" : "<h3>Loss spikes</h3>\n<ul class=\"plain\">" + items + "</ul>\n";
 }
 
+/// In float16: the steps whose gradients overflowed.
+std::string skipped_steps(const json& run) {
+  std::string items;
+  for (const json& step : at(run, "/skipped_steps"))
+    items += fmt::format("<li>step {:.0f}, at a loss scale of {:g}</li>", number(step, "/step"),
+                         number(step, "/loss_scale"));
+  return items.empty() ? "" : "<h3>Steps skipped: gradients overflowed</h3>\n<ul class=\"plain\">" + items + "</ul>\n";
+}
+
 std::string time_bar(const json& run) {
   const auto segments = time_segments(run);
   double total = 0;
@@ -146,7 +155,7 @@ std::string section(const Model& model, bool open) {
   inside += gallery("three", over_time, "Expert load over training", "A row is an expert, time runs to the right.");
   inside += gallery("three", domains, "Who reads which text", "Share of a domain's choices that an expert gets.");
   inside += gallery("four", diagnostics(model), "Health of the training");
-  inside += time_bar(run) + spikes(run);
+  inside += time_bar(run) + spikes(run) + skipped_steps(run);
   inside += gallery(
       "three", bytes, "Who reads which byte",
       "Frequent bytes, sorted by the expert that gets most of each. ␣ is a space, ↵ a new line; two hexadecimal "

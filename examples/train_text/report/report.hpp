@@ -13,7 +13,8 @@
 ///      "domain_load": {"domains", "layers": [layer][domain][expert]},
 ///      "byte_load": {"bytes", "layers": [layer][byte][expert]},
 ///      "time_shares": {"attention", "route", "dispatch", "experts", "combine", "optimiser", "other"},
-///      "maximum_violation", "drop_rate", "router_entropy", "spikes": [{"step", "loss", "action"}...], "sample"}...]}
+///      "maximum_violation", "drop_rate", "router_entropy", "spikes": [{"step", "loss", "action"}...],
+///      "skipped_steps": [{"step", "loss_scale"}...], "sample"}...]}
 ///
 /// Runs of one "model" are its seeds; "dense" is what mixtures are held against; NAME and "NAME-unbalanced" are shown
 /// as a pair. A model with a "note" stays out of the verdict unless it says "comparable": true. Any key may be missing.
