@@ -36,21 +36,21 @@ void check_kernel(const MicroKernel& kernel, Index rows, Index depth, const refe
   constexpr Index in_line = 4 / sizeof(T);
   const Index size = 16 * depth, gap = 64 / sizeof(T);
   REQUIRE(kernel.run != nullptr);
-  REQUIRE((kernel.panels == 1 || kernel.panels == 2));
+  REQUIRE((kernel.panels == 1 || kernel.panels == 2 || (kernel.panels == 4 && rows == 1)));
   Aligned<Factor> tile(random_numbers<Factor>(unsigned(rows + depth), rows * ((depth + 31) / 32 * 32)));
   if (sizeof(T) == 2) {
     for (Factor& f : tile) f = Factor(float(bfloat16(float(f))));
   }
-  Aligned<T> panels(std::vector<T>(2 * size + gap, T(NAN)));
-  const auto numbers = random_numbers<T>(unsigned(3 * rows + depth), 2 * size);
-  std::copy(numbers.begin(), numbers.begin() + size, panels.begin());
-  if (kernel.panels == 2) std::copy(numbers.begin() + size, numbers.end(), panels.begin() + size + gap);
-  const Index columns = 16 * kernel.panels;
-  Aligned<float> sums(std::vector<float>(rows * 32, 77.0f));
+  Aligned<T> panels(std::vector<T>(kernel.panels * (size + gap), T(NAN)));
+  const auto numbers = random_numbers<T>(unsigned(3 * rows + depth), kernel.panels * size);
+  for (Index p = 0; p < kernel.panels; ++p)
+    std::copy_n(numbers.begin() + p * size, size, panels.begin() + p * (size + gap));
+  const Index columns = 16 * kernel.panels, width = std::max<Index>(32, columns);
+  Aligned<float> sums(std::vector<float>(rows * width, 77.0f));
   kernel.run(tile.begin(), panels.begin(), (size + gap) * Index(sizeof(T)), depth / in_line,
              {reinterpret_cast<const char*>(panels.begin()), 64, rows % 3}, sums.begin());
   for (Index i = 0; i < rows; ++i) {
-    for (Index c = 0; c < 32; ++c) {
+    for (Index c = 0; c < width; ++c) {
       if (c >= columns) {
         CHECK(sums[32 * i + c] == 77.0f);
         continue;
@@ -74,19 +74,16 @@ void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int 
   CAPTURE(rows, depth, magnitude);
   const Index size = 16 * depth, gap = 64;
   REQUIRE(kernel.run != nullptr);
-  REQUIRE((kernel.panels == 1 || kernel.panels == 2));
+  REQUIRE((kernel.panels == 1 || kernel.panels == 2 || (kernel.panels == 4 && rows == 1)));
   std::mt19937 engine(unsigned(rows + depth));
   const auto draw = [&]() {  // the extremes often, and alone where they are all that is asked for
     const int number = int(engine() % 300) - 150;
     return magnitude == 127 ? (number < 0 ? -127 : 127) : std::clamp(number, -127, 127);
   };
   Aligned<std::int16_t> tile(std::vector<std::int16_t>(rows * depth, 0));
-  Aligned<std::int8_t> panels(std::vector<std::int8_t>(2 * size + gap, 99));
+  Aligned<std::int8_t> panels(std::vector<std::int8_t>(kernel.panels * (size + gap), 99));
   for (std::int16_t& number : tile) number = std::int16_t(draw());
-  for (Index i = 0; i < size; ++i) {
-    panels[i] = std::int8_t(draw());
-    if (kernel.panels == 2) panels[i + size + gap] = std::int8_t(draw());
-  }
+  for (Index i = 0; i < kernel.panels * size; ++i) panels[i + i / size * gap] = std::int8_t(draw());
   if (magnitude == 127) {  // the largest sums of both signs
     for (Index k = 0; k < depth; ++k) {
       in_tile(tile, rows, 0, k) = 127;
@@ -94,12 +91,13 @@ void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int 
       panels[k / 2 * 32 + 2 + k % 2] = -127;
     }
   }
-  Aligned<float> sums(std::vector<float>(rows * 32, 77.0f));
+  const Index width = std::max(32, 16 * kernel.panels);
+  Aligned<float> sums(std::vector<float>(rows * width, 77.0f));
   kernel.run(tile.begin(), panels.begin(), size + gap, depth / 4,
              {reinterpret_cast<const char*>(panels.begin()), 64, rows % 3}, sums.begin());
   Index wrong = 0;
   for (Index i = 0; i < rows; ++i) {
-    for (Index c = 0; c < 32; ++c) {
+    for (Index c = 0; c < width; ++c) {
       std::int64_t sum = Kokkos::bit_cast<std::int32_t>(77.0f);
       if (c < 16 * kernel.panels) {
         sum = 0;
@@ -120,6 +118,7 @@ TEST_CASE("Micro-kernels of int8 are exact, up to the longest sums") {
     check_whole_kernel(table.int8[rows], rows, 320, 127);
   }
   check_whole_kernel(table.int8[1], 1, moe::kernels::cpu::quantised_depth / 64 * 64, 127);
+  check_whole_kernel(table.int8_row, 1, 704, 0);
   for (Index rows = table.rows + 1; rows <= moe::kernels::cpu::MicroKernels::most_rows; ++rows)
     CHECK(table.int8[rows].run == nullptr);
 }
@@ -130,17 +129,19 @@ TEST_CASE("Micro-kernels agree with plain loops") {
   REQUIRE(table.rows >= 1);
   REQUIRE(table.rows <= moe::kernels::cpu::MicroKernels::most_rows);
   Worst full, half;
-  for (Index rows = 1; rows <= table.rows; ++rows) {
+  const auto check = [&](const MicroKernel& f32, const MicroKernel& bf16, Index rows) {
     for (const Index depth : {0, 2, 30, 32, 64, 90, 352}) {
       CAPTURE(rows, depth);
-      check_kernel<float, float>(table.f32[rows], rows, depth, kernel_precision<float>(), full);
+      check_kernel<float, float>(f32, rows, depth, kernel_precision<float>(), full);
       if (table.pairs) {
-        check_kernel<bfloat16, bfloat16>(table.bf16[rows], rows, depth, kernel_precision<bfloat16>(), half);
+        check_kernel<bfloat16, bfloat16>(bf16, rows, depth, kernel_precision<bfloat16>(), half);
       } else {
-        check_kernel<bfloat16, float>(table.bf16[rows], rows, depth, kernel_precision<bfloat16>(), half);
+        check_kernel<bfloat16, float>(bf16, rows, depth, kernel_precision<bfloat16>(), half);
       }
     }
-  }
+  };
+  for (Index rows = 1; rows <= table.rows; ++rows) check(table.f32[rows], table.bf16[rows], rows);
+  check(table.f32_row, table.bf16_row, 1);
   for (Index rows = table.rows + 1; rows <= moe::kernels::cpu::MicroKernels::most_rows; ++rows)
     CHECK((table.f32[rows].run == nullptr && table.bf16[rows].run == nullptr));
   full.check();

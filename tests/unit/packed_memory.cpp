@@ -232,6 +232,7 @@ TEST_CASE("Micro-kernels stay within their arrays") {
       for (const bool at_end : {true, false}) {
         check_guarded_kernel<std::int8_t, std::int16_t>(table.int8[rows], rows, depth, at_end);
         check_guarded_kernel<float, float>(table.f32[rows], rows, depth, at_end);
+        if (rows == 1) check_guarded_kernel<float, float>(table.f32_row, 1, depth, at_end);
         if (table.pairs) {
           check_guarded_kernel<bfloat16, bfloat16>(table.bf16[rows], rows, depth, at_end);
         } else {

@@ -108,10 +108,45 @@ auto flat(const View& view) {
                                                                                                      view.size());
 }
 
+/// Steps of some nanoseconds that take less than to wake other threads, which is 2 to 5 microseconds.
+inline constexpr Index few = 256;
+
+/// Calls f(0) to f(items - 1); on hosts on the calling thread, where there are no more than `alone`.
+template <class Space, class F>
+void each(const Space& space, const char* name, Index items, const F& f, Index alone = few) {
+  if constexpr (on_host<Space>) {
+    if (items <= alone) {
+      for (Index i = 0; i < items; ++i) f(i);
+      return;
+    }
+  }
+  Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(space, 0, items), f);
+}
+
+/// Calls f(i, sum, final) as Kokkos::parallel_scan does, with a sum of type Index.
+template <class Space, class F>
+void scan(const Space& space, const char* name, Index items, const F& f) {
+  if constexpr (on_host<Space>) {
+    if (items <= few) {
+      Index sum = 0;
+      for (Index i = 0; i < items; ++i) f(i, sum, true);
+      return;
+    }
+  }
+  Kokkos::parallel_scan(name, Kokkos::RangePolicy<Space>(space, 0, items), f);
+}
+
 /// Sets every element, in stream order.
 template <class Space, class View>
 void fill(const Space& space, const View& view, typename View::non_const_value_type value) {
-  if (view.size() != 0) Kokkos::deep_copy(space, view, value);
+  if (view.size() == 0) return;
+  if constexpr (on_host<Space>) {
+    if (Index(view.size()) <= 16 * few && view.span_is_contiguous()) {
+      for (std::size_t i = 0; i < view.size(); ++i) view.data()[i] = value;
+      return;
+    }
+  }
+  Kokkos::deep_copy(space, view, value);
 }
 
 }  // namespace detail

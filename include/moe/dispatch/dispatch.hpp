@@ -209,7 +209,6 @@ void shape_plan(const Assignments<Real, Space>& assignments, Index experts, Inde
 template <class T, class Real, class Space, class Mode>
 void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, const Batch<T, Space>& batch,
               Index experts, const CapacityPolicy<Mode>& capacity, DispatchPlan<Space>& plan, std::uint32_t layer) {
-  using Range = Kokkos::RangePolicy<Space>;
   using Policy = CapacityPolicy<Mode>;
   const Index tokens = assignments.tokens;
   capacity.check(experts);
@@ -240,18 +239,14 @@ void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, 
   detail::fill(ctx.space, plan.row_token, Index(-1));
   detail::fill(ctx.space, plan.row_assignment, Index(-1));
   detail::fill(ctx.space, plan.token_offsets, Index(0));
-  Kokkos::parallel_for("moe::dispatch::count", Range(ctx.space, 0, chunks),
-                       detail::CountChunk<Real, Space>{assignments, kept, live, routed});
-  Kokkos::parallel_for("moe::dispatch::totals", Range(ctx.space, 0, experts),
-                       detail::ScanChunks<Space>{live, routed, plan});
-  Kokkos::parallel_scan("moe::dispatch::offsets", Range(ctx.space, 0, experts),
-                        detail::ExpertOffsets<Space>{plan, fixed});
-  Kokkos::parallel_for("moe::dispatch::place", Range(ctx.space, 0, chunks),
-                       detail::PlaceChunk<Real, Space>{assignments, kept, live, plan});
-  Kokkos::parallel_scan("moe::dispatch::token_offsets", Range(ctx.space, 0, tokens),
-                        detail::TokenOffsets<Real, Space>{assignments, plan});
-  Kokkos::parallel_for("moe::dispatch::token_rows", Range(ctx.space, 0, tokens),
-                       detail::TokenRows<Real, Space>{assignments, plan});
+  detail::each(ctx.space, "moe::dispatch::count", chunks,
+               detail::CountChunk<Real, Space>{assignments, kept, live, routed}, 1);
+  detail::each(ctx.space, "moe::dispatch::totals", experts, detail::ScanChunks<Space>{live, routed, plan});
+  detail::scan(ctx.space, "moe::dispatch::offsets", experts, detail::ExpertOffsets<Space>{plan, fixed});
+  detail::each(ctx.space, "moe::dispatch::place", chunks,
+               detail::PlaceChunk<Real, Space>{assignments, kept, live, plan}, 1);
+  detail::scan(ctx.space, "moe::dispatch::token_offsets", tokens, detail::TokenOffsets<Real, Space>{assignments, plan});
+  detail::each(ctx.space, "moe::dispatch::token_rows", tokens, detail::TokenRows<Real, Space>{assignments, plan});
 }
 
 template <class T, class Space>

@@ -270,9 +270,12 @@ class SafetensorsWriter {
     header += "}";
     std::size_t at = 0;
     for (const auto& [name, tensor] : tensors_) {
-      header += "," + detail::json_quote(name) + ":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[";
-      for (std::size_t i = 0; i < tensor.shape.size(); ++i) header += (i ? "," : "") + std::to_string(tensor.shape[i]);
-      header += "],\"data_offsets\":[" + std::to_string(at) + "," + std::to_string(at + tensor.bytes.size()) + "]}";
+      header.append(",").append(detail::json_quote(name)).append(":{\"dtype\":\"").append(tensor.dtype);
+      header.append("\",\"shape\":[");
+      for (std::size_t i = 0; i < tensor.shape.size(); ++i)
+        header.append(i ? "," : "").append(std::to_string(tensor.shape[i]));
+      header.append("],\"data_offsets\":[").append(std::to_string(at)).append(",");
+      header.append(std::to_string(at + tensor.bytes.size())).append("]}");
       at += tensor.bytes.size();
     }
     header += "}";

@@ -262,7 +262,7 @@ class Router {
 
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, const char* name, Index tokens, const Functor& functor) {
-    Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(ctx.space, 0, tokens), functor);
+    detail::each(ctx.space, name, tokens, functor, 4);
   }
 
   template <class Real, class Space>

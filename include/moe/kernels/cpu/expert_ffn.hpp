@@ -9,14 +9,11 @@
 /// in order: the same bits for any number of threads, and any size of chunks.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <thread>
-#include <vector>
 
 #include "moe/core/activation.hpp"
+#include "moe/kernels/cpu/ffn_workspace.hpp"
 #include "moe/kernels/cpu/micro_kernels.hpp"
-#include "moe/kernels/cpu/panels.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -36,69 +33,6 @@ struct ExpertFFN {
   const float* down_bias;  // (E, down.columns), or null
   Activation activation;
   float* y;  // (., hidden); results are added
-};
-
-/// Rows of one expert that go through the kernels together, in tiles of nearly equal size.
-struct RowChunk {
-  Index expert, first, rows, tiles;
-  /// First row of a tile; tile `tiles` is the end.
-  Index tile(Index t) const { return t * rows / tiles; }
-};
-
-/// Chunks of all experts, in order.
-inline void cut_chunks(const Index* offsets, Index experts, Index tile_rows, Index most,
-                       std::vector<RowChunk>& chunks) {
-  chunks.clear();
-  for (Index e = 0; e < experts; ++e) {
-    const Index rows = offsets[e + 1] - offsets[e], parts = (rows + most - 1) / most;
-    for (Index part = 0; part < parts; ++part) {
-      const Index begin = part * rows / parts, end = (part + 1) * rows / parts;
-      chunks.push_back({e, offsets[e] + begin, end - begin, (end - begin + tile_rows - 1) / tile_rows});
-    }
-  }
-}
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-template <class Done>
-void wait_until(const Done& done) {
-  for (int spins = 0; !done(); ++spins) {
-    if (spins < 4096) {
-      relax();
-    } else {
-      std::this_thread::yield();
-    }
-  }
-}
-
-/// What one call of run_expert_ffn keeps; reused by the next.
-struct FFNWorkspace {
-  std::vector<RowChunk> chunks;
-  std::vector<PageBuffer<std::byte>> gathered;  // a thread
-  PageBuffer<std::byte> hidden;                 // a slot a chunk in flight
-  Index gathered_bytes = 0, hidden_bytes = 0;
-  std::unique_ptr<std::atomic<Index>[]> counters;
-  Index counters_size = 0;
-
-  void reserve(Index threads, Index gathered_each, Index hidden_all, Index counts) {
-    if (Index(gathered.size()) < threads || gathered_bytes < gathered_each) {
-      gathered.clear();
-      for (Index t = 0; t < threads; ++t) gathered.emplace_back(gathered_each);
-      gathered_bytes = gathered_each;
-    }
-    if (hidden_bytes < hidden_all) {
-      hidden = PageBuffer<std::byte>(hidden_all);
-      hidden_bytes = hidden_all;
-    }
-    if (counters_size < counts) {
-      counters = std::make_unique<std::atomic<Index>[]>(counts);
-      counters_size = counts;
-    }
-    for (Index i = 0; i < counts; ++i) counters[i].store(0, std::memory_order_relaxed);
-  }
 };
 
 /// One thread's part: takes units until none is left. `Factor` is what tiles hold: float, bfloat16 in pairs, or int16
@@ -236,17 +170,27 @@ struct FFNWorker {
     }
   }
 
-  /// The products of a chunk's tiles with one pair of panels, to sums (rows, 32).
+  /// Pairs of panels that go through a kernel together: a single row reads two at once, since the processor fetches
+  /// several streams ahead faster than one.
+  static Index together(const RowChunk& chunk, Index pair, Index end) {
+    return chunk.rows == 1 && pair + 1 < end ? 2 : 1;
+  }
+
+  /// The products of a chunk's tiles with one pair of panels, to sums (rows, 32); or of its row with two, to (2, 32).
   /// `coming`: what is read behind the pair.
-  void multiply(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair, const char* coming,
-                float* sums) const {
+  void multiply(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair, Index count,
+                const char* coming, float* sums) const {
     const Index lines = weights.lines(), row_bytes = weights.depth * Index(sizeof(Factor));
     const Index stride = weights.panel_size() * Index(sizeof(T));
     const char* panel = pair_of(weights, chunk, pair);
-    // Meanwhile what comes next is asked for, all of it, each tile's kernel taking a share. A single tile uses a line
-    // once, and has nothing to hide the requests behind.
+    if (count == 2) {
+      const MicroKernel& row = quantised ? table->int8_row : sizeof(T) == 4 ? table->f32_row : table->bf16_row;
+      return row.run(tiles, panel, stride, lines, {}, sums);
+    }
+    // Meanwhile what comes next is asked for, all of it, each tile's kernel taking a share. Fewer rows have too little
+    // arithmetic to hide the requests behind.
     const bool one_by_one = kernel((chunk.rows + chunk.tiles - 1) / chunk.tiles).panels == 1;
-    const Index ahead = chunk.tiles < 2 || coming == nullptr ? 0 : one_by_one ? 16 : 32;
+    const Index ahead = chunk.rows < 4 || coming == nullptr ? 0 : one_by_one ? 16 : 32;
     for (Index half = 0; half < 2; ++half, panel += stride) {
       const char* next = one_by_one && half == 0 ? panel + stride : coming;
       for (Index t = 0; t < chunk.tiles; ++t) {
@@ -264,26 +208,33 @@ struct FFNWorker {
   void up(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index part, const char* coming) const {
     alignas(64) float sums[most_rows * 32];
     const Panels<T>& weights = call->up;
-    const Index hidden_lines = call->down.depth / in_line, width = gated ? 16 : 32;
     const Index end = first_pair(weights, part + 1, up_parts);
-    for (Index pair = first_pair(weights, part, up_parts); pair < end; ++pair) {
-      multiply(chunk, tiles, weights, pair, pair + 1 < end ? pair_of(weights, chunk, pair + 1) : coming, sums);
-      if constexpr (quantised)
-        scale_sums(chunk.rows, steps_of(tiles, weights.depth), column_scale(weights, chunk, pair), sums);
-      if (call->up_bias != nullptr)
-        add_bias(chunk.rows, call->up_bias + chunk.expert * weights.columns + pair * 32, sums);
-      for (Index t = 0; t < chunk.tiles; ++t) {
-        const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
-        auto* tile = reinterpret_cast<Factor*>(hidden) + begin * hidden_lines * in_line;
-        for (Index i = 0; i < rows; ++i) {
-          for (Index part_of = 0; part_of < width; part_of += 16) {
-            const Index k = pair * width + part_of;  // of the hidden values
-            const float* from = sums + (begin + i) * 32 + part_of;
-            if constexpr (quantised) {
-              activate16(from, hidden_row(hidden, begin + i) + k);
-            } else {
-              activate16(from, tile + (k / in_line * rows + i) * in_line + k % in_line);
-            }
+    for (Index pair = first_pair(weights, part, up_parts), count = 0; pair < end; pair += count) {
+      count = together(chunk, pair, end);
+      const char* next = pair + count < end ? pair_of(weights, chunk, pair + count) : coming;
+      multiply(chunk, tiles, weights, pair, count, next, sums);
+      for (Index p = 0; p < count; ++p) finish_up_pair(chunk, tiles, hidden, pair + p, sums + p * 32);
+    }
+  }
+
+  void finish_up_pair(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index pair, float* sums) const {
+    const Panels<T>& weights = call->up;
+    const Index hidden_lines = call->down.depth / in_line, width = gated ? 16 : 32;
+    if constexpr (quantised)
+      scale_sums(chunk.rows, steps_of(tiles, weights.depth), column_scale(weights, chunk, pair), sums);
+    if (call->up_bias != nullptr)
+      add_bias(chunk.rows, call->up_bias + chunk.expert * weights.columns + pair * 32, sums);
+    for (Index t = 0; t < chunk.tiles; ++t) {
+      const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
+      auto* tile = reinterpret_cast<Factor*>(hidden) + begin * hidden_lines * in_line;
+      for (Index i = 0; i < rows; ++i) {
+        for (Index part_of = 0; part_of < width; part_of += 16) {
+          const Index k = pair * width + part_of;  // of the hidden values
+          const float* from = sums + (begin + i) * 32 + part_of;
+          if constexpr (quantised) {
+            activate16(from, hidden_row(hidden, begin + i) + k);
+          } else {
+            activate16(from, tile + (k / in_line * rows + i) * in_line + k % in_line);
           }
         }
       }
@@ -303,32 +254,38 @@ struct FFNWorker {
     alignas(64) float sums[most_rows * 32];
     const Panels<T>& weights = call->down;
     const Index end = first_pair(weights, part + 1, down_parts);
-    for (Index pair = first_pair(weights, part, down_parts); pair < end; ++pair) {
-      const Index column = pair * 32, live = std::min<Index>(32, call->hidden - column);
-      if (live <= 0) break;
+    for (Index pair = first_pair(weights, part, down_parts), count = 0; pair < end; pair += count) {
+      count = together(chunk, pair, end);
       for (Index i = 0; i < chunk.rows; ++i) {
         const Index t = token(chunk.first + i);
         if (t < 0) continue;
-        __builtin_prefetch(call->y + t * call->hidden + column, 1);
-        __builtin_prefetch(call->y + t * call->hidden + column + 16, 1);
+        __builtin_prefetch(call->y + t * call->hidden + pair * 32, 1);
+        __builtin_prefetch(call->y + t * call->hidden + pair * 32 + 16, 1);
       }
-      multiply(chunk, hidden, weights, pair, pair + 1 < end ? pair_of(weights, chunk, pair + 1) : coming, sums);
-      if constexpr (quantised)
-        scale_sums(chunk.rows, steps_of(hidden, weights.depth), column_scale(weights, chunk, pair), sums);
-      if (call->down_bias != nullptr)
-        add_bias(chunk.rows, call->down_bias + chunk.expert * weights.columns + column, sums);
-      for (Index i = 0; i < chunk.rows; ++i) {
-        const Index row = chunk.first + i, t = token(row);
-        if (t < 0) continue;
-        const Index a = call->row_assignment == nullptr ? row : call->row_assignment[row];
-        const float w = call->weight == nullptr ? 1.0f : call->weight[a];
-        float* __restrict to = call->y + t * call->hidden + column;
-        const float* __restrict from = sums + i * 32;
-        if (live == 32) {
-          for (Index l = 0; l < 32; ++l) to[l] += w * from[l];
-        } else {
-          for (Index l = 0; l < live; ++l) to[l] += w * from[l];
-        }
+      const char* next = pair + count < end ? pair_of(weights, chunk, pair + count) : coming;
+      multiply(chunk, hidden, weights, pair, count, next, sums);
+      for (Index p = 0; p < count; ++p) finish_down_pair(chunk, hidden, pair + p, sums + p * 32);
+    }
+  }
+
+  void finish_down_pair(const RowChunk& chunk, std::byte* hidden, Index pair, float* sums) const {
+    const Panels<T>& weights = call->down;
+    const Index column = pair * 32, live = std::min<Index>(32, call->hidden - column);
+    if constexpr (quantised)
+      scale_sums(chunk.rows, steps_of(hidden, weights.depth), column_scale(weights, chunk, pair), sums);
+    if (call->down_bias != nullptr)
+      add_bias(chunk.rows, call->down_bias + chunk.expert * weights.columns + column, sums);
+    for (Index i = 0; i < chunk.rows; ++i) {
+      const Index row = chunk.first + i, t = token(row);
+      if (t < 0) continue;
+      const Index a = call->row_assignment == nullptr ? row : call->row_assignment[row];
+      const float w = call->weight == nullptr ? 1.0f : call->weight[a];
+      float* __restrict to = call->y + t * call->hidden + column;
+      const float* __restrict from = sums + i * 32;
+      if (live == 32) {
+        for (Index l = 0; l < 32; ++l) to[l] += w * from[l];
+      } else {
+        for (Index l = 0; l < live; ++l) to[l] += w * from[l];
       }
     }
   }

@@ -46,7 +46,7 @@ struct Prefetch {
   std::int64_t step, lines;
 };
 
-/// One kernel: `panels` (1 or 2) at once, `stride` bytes apart, `lines` long. Sums
+/// One kernel: `panels` (1, 2 or 4) at once, `stride` bytes apart, `lines` long. Sums
 /// of int8 are int32, in the floats' place.
 struct MicroKernel {
   void (*run)(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const Prefetch& coming,
@@ -60,6 +60,7 @@ struct MicroKernels {
   int rows;          ///< the most rows of a tile
   bool pairs;        ///< tiles for bfloat16 panels hold bfloat16 too, and not float
   MicroKernel f32[most_rows + 1], bf16[most_rows + 1], int8[most_rows + 1];  ///< by rows, from 1
+  MicroKernel f32_row, bf16_row, int8_row;  ///< one row and four panels, whose sums (64) stand in a row
 };
 
 namespace MOE_INSTRUCTION_SET {
@@ -160,12 +161,12 @@ struct Paired {
     MOE_UNROLL(16)
     for (int k = 0; k < lines; ++k) {
       __m512i line[width];
-      MOE_UNROLL(2)
+      MOE_UNROLL(4)
       for (int v = 0; v < width; ++v) line[v] = _mm512_load_si512(panel[v] + 64 * k);
       MOE_UNROLL(16)
       for (int i = 0; i < rows; ++i) {
         const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors[16 * i + k]);
-        MOE_UNROLL(2)
+        MOE_UNROLL(4)
         for (int v = 0; v < width; ++v)
           sum[i][v] = (Vector)_mm512_dpbf16_ps((__m512)sum[i][v], factor, (__m512bh)line[v]);
       }
@@ -256,17 +257,19 @@ struct Integer {
 template <class Kind, int rows>
 inline constexpr int panels_at_once = (rows + Kind::temporaries) * 2 * vectors + 1 <= registers ? 2 : 1;
 
-template <class Kind, int rows>
+template <class Kind, int rows, int panels>
 void multiply(const void* tile, const void* panel, std::int64_t stride, std::int64_t lines, const Prefetch& coming,
               float* sums) {
-  constexpr int width = panels_at_once<Kind, rows> * vectors;
+  constexpr int width = panels * vectors;
   constexpr int slice = lanes == 4 ? 2 : width;  // vectors at once: few registers hold half a line
   const char* next = coming.next;
   MOE_UNROLL(2)
   for (int first = 0; first < width; first += slice) {
     const char* from = static_cast<const char*>(tile);
-    const char* at[2] = {static_cast<const char*>(panel) + Kind::bytes * first,
-                         static_cast<const char*>(panel) + stride};
+    const char* at[panels];
+    MOE_UNROLL(4)
+    for (int p = 0; p < panels; ++p)
+      at[p] = static_cast<const char*>(panel) + (first / vectors + p) * stride + Kind::bytes * (first % vectors);
     using Sum = typename Kind::Sum;
     Sum sum[rows][slice];
     MOE_UNROLL(16)
@@ -279,8 +282,8 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
         __builtin_prefetch(next, 0, 2);
       Kind::template block<rows, slice>(from, at, 16, sum);
       from += 64 * rows * Kind::tile_lines;
-      at[0] += 64 * 16;
-      at[1] += 64 * 16;
+      MOE_UNROLL(4)
+      for (int p = 0; p < panels; ++p) at[p] += 64 * 16;
     }
     if (lines % 16 != 0) Kind::template block<rows, slice>(from, at, int(lines % 16), sum);
     MOE_UNROLL(16)
@@ -299,7 +302,7 @@ constexpr MicroKernel kernel() {
   if constexpr (rows == 0 || rows > tile_rows) {
     return {nullptr, 0};
   } else {
-    return {&multiply<Kind, rows>, panels_at_once<Kind, rows>};
+    return {&multiply<Kind, rows, panels_at_once<Kind, rows>>, panels_at_once<Kind, rows>};
   }
 }
 
@@ -311,11 +314,14 @@ constexpr void list(MicroKernel* to, std::integer_sequence<int, rows...>) {
 /// A template, so that only files that multiply compile the kernels.
 template <class Full = Float, class Short = Half, class Whole = Integer>
 MicroKernels make_table() {
-  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, {}, {}, {}};
+  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, {}, {}, {}, {}, {}, {}};
   constexpr auto rows = std::make_integer_sequence<int, MicroKernels::most_rows + 1>{};
   list<Full>(table.f32, rows);
   list<Short>(table.bf16, rows);
   list<Whole>(table.int8, rows);
+  table.f32_row = {&multiply<Full, 1, 4>, 4};
+  table.bf16_row = {&multiply<Short, 1, 4>, 4};
+  table.int8_row = {&multiply<Whole, 1, 4>, 4};
   return table;
 }
 

@@ -212,8 +212,8 @@ void multiply(const Space& space, const Product<T>& product) {
   std::atomic<Index> counter{0};
   auto launch = [&](auto worker) {
     // Enough units for the threads to end together, but none so narrow that cutting its tiles counts.
-    const Index pairs = worker.pairs(product);
-    worker.parts = std::clamp<Index>(16 * threads / groups, 1, std::max<Index>(1, pairs / 2));
+    const Index pairs = worker.pairs(product), narrowest = product.offsets == nullptr && product.m <= 16 ? 1 : 2;
+    worker.parts = std::clamp<Index>(16 * threads / groups, 1, std::max<Index>(1, pairs / narrowest));
     Kokkos::parallel_for(
         "moe::cpu::multiply",
         Kokkos::RangePolicy<Space, Kokkos::Schedule<Kokkos::Static>>(space, 0, threads).set_chunk_size(1), worker);
