@@ -141,8 +141,8 @@ struct ProductWorker {
   }
 
   static void cut_panels(const Operand<T>& from, Index column, Index n, const Depth& depth, std::byte* to) {
-    for (Index half = 0; half < 2; ++half, column += panel_columns) {
-      const Index live = std::clamp<Index>(n - column, 0, panel_columns);
+    for (Index half = 0; half < 2 && column < n; ++half, column += panel_columns) {
+      const Index live = std::min(n - column, panel_columns);
       for (Index block = 0; block < depth.blocks(); ++block, to += 16 * 64) {
         float* lines[16];
         for (Index i = 0; i < 16; ++i) lines[i] = reinterpret_cast<float*>(to + i * 64);
@@ -171,7 +171,7 @@ struct ProductWorker {
         __builtin_prefetch(out + i * to.width, 1);
         __builtin_prefetch(out + i * to.width + 64 / Index(sizeof(Out)), 1);
       }
-      for (Index half = 0; half < 2; half += run.panels) {  // both while the tile is near
+      for (Index half = 0; half * panel_columns < live; half += run.panels) {  // both while the tile is near
         Prefetch& meanwhile = coming[half];
         meanwhile.lines = (t + 1) * ahead / tiles - t * ahead / tiles;
         run.run(tile, panel + half * stride, stride, depth.lines(), meanwhile, sums + half * panel_columns);
