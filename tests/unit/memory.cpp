@@ -41,8 +41,8 @@ std::uint64_t kept(const Layer& layer, Index tokens, bool backward) {
 // The gathered row, what experts gave and both halves before the activation for each of K choices, the output, and the
 // routing: 3 numbers an expert (logits, scores, and the loss's share) and up to 48 bytes a choice. Backward adds dx.
 TEMPLATE_TEST_CASE("A tape keeps so much a token", "", float, moe::bfloat16) {
-  using Layer = moe::MoELayer<moe::MixtralRouter, moe::ExpertFFN<moe::SwiGLU>, moe::On<Space>,
-                              moe::Precision<TestType, float>>;
+  using Layer =
+      moe::MoELayer<moe::MixtralRouter, moe::ExpertFFN<moe::SwiGLU>, moe::On<Space>, moe::Precision<TestType, float>>;
   const Index hidden = 96, inner = 160, experts = 8, k = 2, size = sizeof(TestType);
   const Layer layer({.hidden = hidden, .intermediate = inner, .experts = experts}, moe::Seed{1});
   for (const bool backward : {false, true}) {
