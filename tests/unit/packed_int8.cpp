@@ -16,27 +16,37 @@ std::vector<float> gaussian(unsigned seed, Index count, float deviation) {
   return numbers;
 }
 
-TEST_CASE("A quantised row is the nearest multiples of its step, ties to even, and zeros behind") {
+TEMPLATE_TEST_CASE("A quantised row is the nearest multiples of its step, ties to even, and zeros behind", "",
+                   std::int8_t, std::int16_t) {
+  constexpr Index in_line = 64 / sizeof(TestType), mark = 111;
   for (const Index size : {1, 2, 31, 32, 33, 64, 100, 1000}) {
     for (const float unit : {1.0f, 1e-30f, 1e30f}) {
       CAPTURE(size, unit);
       auto row = random_numbers<float>(unsigned(size), size);
       for (float& number : row) number *= unit;
-      const Index depth = (size + 63) / 64 * 64, stride = 96;  // three rows a tile
-      std::vector<std::int16_t> tile(depth / 32 * stride, 555);
+      const Index depth = (size + 63) / 64 * 64, stride = 3 * in_line;  // three rows a tile
+      const Index tile_depth = moe::kernels::cpu::tile_depth<TestType>(depth);
+      std::vector<TestType> tile(3 * tile_depth, mark);
       const double step = quantise_row(row.data(), size, depth, tile.data(), stride);
       double largest = 0;
       for (float number : row) largest = std::max(largest, std::abs(double(number)));
       CHECK(std::abs(step * 127 - largest) <= 1e-7 * largest);
-      Index wrong = 0, most = 0;
+      Index wrong = 0, most = 0, sum = 0, foreign = 0;
       for (Index k = 0; k < depth; ++k) {
-        const Index number = tile[k / 32 * stride + k % 32];
+        const Index number = tile[k / in_line * stride + k % in_line];
+        sum += number;
         most = std::max(most, std::abs(number));
         wrong += k < size ? std::abs(double(number) * step - double(row[k])) > 0.50001 * step : number != 0;
       }
       CHECK(wrong == 0);
       CHECK(most == 127);
-      CHECK(std::count(tile.begin(), tile.end(), 555) == Index(tile.size()) - depth);
+      if constexpr (sizeof(TestType) == 1) {
+        std::int32_t last;
+        std::memcpy(&last, &tile[depth / in_line * stride], sizeof(last));
+        CHECK(last == -128 * sum);
+      }
+      for (std::size_t i = 0; i < tile.size(); ++i) foreign += i % stride >= std::size_t(in_line) && tile[i] != mark;
+      CHECK(foreign == 0);
     }
   }
   const std::vector<float> ties{127, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, -127};
@@ -46,22 +56,24 @@ TEST_CASE("A quantised row is the nearest multiples of its step, ties to even, a
   for (std::size_t i = 0; i < ties.size(); ++i) CHECK(scale.quantise(ties[i]) == expected[i]);
 }
 
-TEST_CASE("Rows of zeros have step 0, rows with NaN or an infinity NaN, wherever it stands") {
+TEMPLATE_TEST_CASE("Rows of zeros have step 0, rows with NaN or an infinity NaN, wherever it stands", "", std::int8_t,
+                   std::int16_t) {
+  constexpr Index stride = 64 / sizeof(TestType), tile_depth = moe::kernels::cpu::tile_depth<TestType>(128);
   for (const Index size : {1, 5, 32, 70, 128}) {
     std::vector<float> row(size, -0.0f);
-    std::vector<std::int16_t> tile(128, 555);
-    const auto zeros = [&]() { return std::count(tile.begin(), tile.end(), 0) == 128; };
-    CHECK(quantise_row(row.data(), size, 128, tile.data(), 32) == 0.0f);
+    std::vector<TestType> tile(tile_depth, 111);
+    const auto zeros = [&]() { return std::count(tile.begin(), tile.begin() + 128, 0) == 128; };
+    CHECK(quantise_row(row.data(), size, 128, tile.data(), stride) == 0.0f);
     CHECK(zeros());
     row[size / 2] = 1e-40f;  // too small for 127 / it
-    CHECK(quantise_row(row.data(), size, 128, tile.data(), 32) == 0.0f);
+    CHECK(quantise_row(row.data(), size, 128, tile.data(), stride) == 0.0f);
     CHECK(zeros());
     for (Index at = 0; at < size; ++at) {
       for (const float odd : {NAN, -NAN, INFINITY, -INFINITY}) {
         std::fill(row.begin(), row.end(), 3.0f);
         row[at] = odd;
-        tile.assign(128, 555);
-        if (!std::isnan(quantise_row(row.data(), size, 128, tile.data(), 32)) || !zeros()) FAIL_CHECK("at " << at);
+        tile.assign(tile_depth, 111);
+        if (!std::isnan(quantise_row(row.data(), size, 128, tile.data(), stride)) || !zeros()) FAIL_CHECK("at " << at);
       }
     }
   }

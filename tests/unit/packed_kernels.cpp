@@ -69,7 +69,9 @@ void check_kernel(const MicroKernel& kernel, Index rows, Index depth, const refe
   }
 }
 
-/// One kernel of int8 against plain loops, bit for bit. Panels lie apart, with other numbers in between.
+/// One kernel of int8 and tiles of Factor against plain loops, bit for bit. Panels lie apart, with other numbers in
+/// between.
+template <class Factor>
 void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int magnitude) {
   CAPTURE(rows, depth, magnitude);
   const Index size = 16 * depth, gap = 64;
@@ -80,9 +82,9 @@ void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int 
     const int number = int(engine() % 300) - 150;
     return magnitude == 127 ? (number < 0 ? -127 : 127) : std::clamp(number, -127, 127);
   };
-  Aligned<std::int16_t> tile(std::vector<std::int16_t>(rows * depth, 0));
+  Aligned<Factor> tile(std::vector<Factor>(rows * moe::kernels::cpu::tile_depth<Factor>(depth), Factor(0)));
   Aligned<std::int8_t> panels(std::vector<std::int8_t>(kernel.panels * (size + gap), 99));
-  for (std::int16_t& number : tile) number = std::int16_t(draw());
+  for (Index i = 0; i < rows * depth; ++i) tile[i] = Factor(draw());
   for (Index i = 0; i < kernel.panels * size; ++i) panels[i + i / size * gap] = std::int8_t(draw());
   if (magnitude == 127) {  // the largest sums of both signs
     for (Index k = 0; k < depth; ++k) {
@@ -90,6 +92,12 @@ void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int 
       panels[k / 2 * 32 + k % 2] = 127;
       panels[k / 2 * 32 + 2 + k % 2] = -127;
     }
+  }
+  for (Index i = 0; sizeof(Factor) == 1 && i < rows; ++i) {
+    std::uint32_t sum = 0;
+    for (Index k = 0; k < depth; ++k) sum += std::uint32_t(in_tile(tile, rows, i, k));
+    sum *= std::uint32_t(-128);
+    std::memcpy(&in_tile(tile, rows, i, depth), &sum, sizeof(sum));
   }
   const Index width = std::max(32, 16 * kernel.panels);
   Aligned<float> sums(std::vector<float>(rows * width, 77.0f));
@@ -113,12 +121,19 @@ void check_whole_kernel(const MicroKernel& kernel, Index rows, Index depth, int 
 TEST_CASE("Micro-kernels of int8 are exact, up to the longest sums") {
   const auto& table = micro_kernels();
   CAPTURE(table.name);
+  const auto check = [&](const MicroKernel& kernel, Index rows, Index depth, int magnitude) {
+    if (table.bytes) {
+      check_whole_kernel<std::int8_t>(kernel, rows, depth, magnitude);
+    } else {
+      check_whole_kernel<std::int16_t>(kernel, rows, depth, magnitude);
+    }
+  };
   for (Index rows = 1; rows <= table.rows; ++rows) {
-    for (const Index depth : {64, 128, 704}) check_whole_kernel(table.int8[rows], rows, depth, 0);
-    check_whole_kernel(table.int8[rows], rows, 320, 127);
+    for (const Index depth : {64, 128, 704}) check(table.int8[rows], rows, depth, 0);
+    check(table.int8[rows], rows, 320, 127);
   }
-  check_whole_kernel(table.int8[1], 1, moe::kernels::cpu::quantised_depth / 64 * 64, 127);
-  check_whole_kernel(table.int8_row, 1, 704, 0);
+  check(table.int8[1], 1, moe::kernels::cpu::quantised_depth / 64 * 64, 127);
+  check(table.int8_row, 1, 704, 0);
   for (Index rows = table.rows + 1; rows <= moe::kernels::cpu::MicroKernels::most_rows; ++rows)
     CHECK(table.int8[rows].run == nullptr);
 }
@@ -308,6 +323,8 @@ TEMPLATE_TEST_CASE("Packed experts agree with the reference for any number of ro
   check_call<TestType, moe::SwiGLU>(37, 21, true, {{500, 0, 100, 227}, 90}, work, worst);  // several chunks each
   check_call<TestType, moe::SwiGLU>(700, 45, true, {{150, 3}, 40}, work, worst);           // long rows: short chunks
   check_call<TestType, moe::SwiGLU>(45, 700, true, {{150, 3}, 40}, work, worst);
+  for (const Index count : {1, 2, 3})  // many panels for few rows
+    check_call<TestType, moe::SwiGLU>(700, 333, true, {{count, 0, 1, count}, 40}, work, worst);
   check_call<TestType, moe::SwiGLU>(20, 20, true, {std::vector<Index>(200, 1), 40}, work, worst);  // many experts
   worst.check();
 }

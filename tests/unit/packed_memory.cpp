@@ -217,7 +217,8 @@ TEMPLATE_TEST_CASE("Packed experts stay within their arrays", "", float, bfloat1
 template <class Panel, class Factor>
 void check_guarded_kernel(const moe::kernels::cpu::MicroKernel& kernel, Index rows, Index depth, bool at_end) {
   const Index columns = 16 * kernel.panels, lines = depth * Index(sizeof(Panel)) / 4;
-  const Guarded<Factor> tile(std::vector<Factor>(rows * depth, Factor(1)), at_end);
+  const Index tile_depth = moe::kernels::cpu::tile_depth<Factor>(depth);
+  const Guarded<Factor> tile(std::vector<Factor>(rows * tile_depth, Factor(1)), at_end);
   const Guarded<Panel> panels(std::vector<Panel>(columns * depth, Panel(1)), at_end);
   const Guarded<float> sums(32 * (rows - 1) + columns, at_end);
   const auto* end = reinterpret_cast<const char*>(panels.data() + columns * depth);
@@ -230,7 +231,11 @@ TEST_CASE("Micro-kernels stay within their arrays") {
   for (Index rows = 1; rows <= table.rows; ++rows) {
     for (const Index depth : {64, 192}) {
       for (const bool at_end : {true, false}) {
-        check_guarded_kernel<std::int8_t, std::int16_t>(table.int8[rows], rows, depth, at_end);
+        if (table.bytes) {
+          check_guarded_kernel<std::int8_t, std::int8_t>(table.int8[rows], rows, depth, at_end);
+        } else {
+          check_guarded_kernel<std::int8_t, std::int16_t>(table.int8[rows], rows, depth, at_end);
+        }
         check_guarded_kernel<float, float>(table.f32[rows], rows, depth, at_end);
         if (rows == 1) check_guarded_kernel<float, float>(table.f32_row, 1, depth, at_end);
         if (table.pairs) {

@@ -2,6 +2,7 @@
 /// @file
 /// Runs of numbers from one type to another.
 
+#include "moe/core/bfloat16.hpp"
 #include "moe/core/compiler.hpp"
 #include "moe/core/float16.hpp"
 
@@ -22,6 +23,18 @@ inline void convert_eight(const float* from, float16* to) {
 }
 #endif
 
+#if defined(__GNUC__)
+/// As bfloat16's constructor, which compilers make no vectors of.
+inline void convert_eight(const float* from, bfloat16* to) {
+  typedef std::uint32_t Words __attribute__((vector_size(32), aligned(4), may_alias));
+  typedef std::uint16_t Uppers __attribute__((vector_size(16), aligned(2), may_alias));
+  const Words word = *reinterpret_cast<const Words*>(from);
+  const Words rounded = word + 0x7fffu + (word >> 16 & 1u);
+  const Words result = (word & 0x7fffffffu) > 0x7f800000u ? word | 0x400000u : rounded;
+  *reinterpret_cast<Uppers*>(to) = __builtin_convertvector(result >> 16, Uppers);
+}
+#endif
+
 /// to[i] = To(from[i]) for `count` numbers, by vectors on hosts: float16's by F16C, where compiled for.
 template <int count, class From, class To>
 KOKKOS_FUNCTION void convert(const From* from, To* to) {
@@ -29,6 +42,11 @@ KOKKOS_FUNCTION void convert(const From* from, To* to) {
 #if defined(__F16C__) && !defined(__CUDA_ARCH__)
   if constexpr ((std::is_same_v<From, float16> && std::is_same_v<To, float>) ||
                 (std::is_same_v<From, float> && std::is_same_v<To, float16>)) {
+    for (; i + 8 <= count; i += 8) convert_eight(from + i, to + i);
+  }
+#endif
+#if defined(__GNUC__) && !defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, bfloat16>) {
     for (; i + 8 <= count; i += 8) convert_eight(from + i, to + i);
   }
 #endif

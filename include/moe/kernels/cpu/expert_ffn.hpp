@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "moe/core/activation.hpp"
+#include "moe/core/convert.hpp"
 #include "moe/kernels/cpu/ffn_workspace.hpp"
 #include "moe/kernels/cpu/micro_kernels.hpp"
 
@@ -36,8 +37,8 @@ struct ExpertFFN {
 };
 
 /// One thread's part: takes units until none is left. `Factor` is what tiles hold: float, bfloat16 in pairs, or int16
-/// for int8. There each row is quantised by its own largest number, known for hidden values when the last unit of `up`
-/// is done, whose thread then does that.
+/// or int8 for int8. There each row is quantised by its own largest number, known for hidden values when the last unit
+/// of `up` is done, whose thread then does that.
 template <class T, class Factor, class Activation>
 struct FFNWorker {
   using Call = ExpertFFN<T, Activation>;
@@ -74,7 +75,7 @@ struct FFNWorker {
         for (Index p = 0; p < down_parts; ++p)  // the slot's former chunk must have left it
           wait_until([&] { return columns_done(p).load(std::memory_order_acquire) > now.chunk - slots; });
         up(chunk, gathered, hidden_of(now.chunk), now.part, coming);
-        finish_up(chunk, now.chunk, gathered);
+        end_up(chunk, now.chunk, gathered);
       } else {
         wait_until([&] { return columns_done(now.part).load(std::memory_order_acquire) == now.chunk; });
         wait_until([&] { return up_done(now.chunk).load(std::memory_order_acquire) == up_parts + quantised; });
@@ -106,29 +107,35 @@ struct FFNWorker {
     return reinterpret_cast<const char*>(weights.panel(chunk.expert, 2 * pair));
   }
 
+  /// A row in a tile of `depth` numbers.
+  static constexpr Index row_bytes(Index depth) { return tile_depth<Factor>(depth) * Index(sizeof(Factor)); }
+  static Factor* tile_at(std::byte* tiles, Index row, Index depth) {
+    return reinterpret_cast<Factor*>(tiles + row * row_bytes(depth));
+  }
+
   /// The steps of int8's rows stand behind their tiles of `depth` numbers, and hidden values in f32 behind the steps.
   static constexpr Index steps_room = (most_rows + 15) / 16 * 16;
   static float* steps_of(std::byte* tiles, Index depth) {
-    return reinterpret_cast<float*>(tiles + most_rows * depth * Index(sizeof(Factor)));
+    return reinterpret_cast<float*>(tiles + most_rows * row_bytes(depth));
   }
   float* hidden_row(std::byte* tiles, Index row) const {
     return steps_of(tiles, call->down.depth) + steps_room + row * call->up.columns / (gated ? 2 : 1);
   }
   /// Bytes of `rows` rows in tiles of `depth` numbers, and of what stands behind them.
   static Index bytes_of(Index rows, Index depth, Index hidden_width) {
-    if constexpr (!quantised) return (rows * depth * Index(sizeof(Factor)) + 63) / 64 * 64;
-    return most_rows * depth * Index(sizeof(Factor)) + (steps_room + rows * hidden_width) * Index(sizeof(float));
+    if constexpr (!quantised) return (rows * row_bytes(depth) + 63) / 64 * 64;
+    return most_rows * row_bytes(depth) + (steps_room + rows * hidden_width) * Index(sizeof(float));
   }
 
   /// Says that a unit of `up` is done. The chunk's last one first quantises the hidden values.
-  void finish_up(const RowChunk& chunk, Index number, std::byte* gathered) const {
+  void end_up(const RowChunk& chunk, Index number, std::byte* gathered) const {
     if constexpr (quantised) {
       if (up_done(number).fetch_add(1, std::memory_order_acq_rel) < up_parts - 1) return;
       std::byte* hidden = hidden_of(number);
       const Index depth = call->down.depth;
       for (Index t = 0; t < chunk.tiles; ++t) {
         const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
-        auto* tile = reinterpret_cast<Factor*>(hidden) + begin * depth;
+        Factor* tile = tile_at(hidden, begin, depth);
         for (Index i = 0; i < rows; ++i) {
           const float step =
               quantise_row(hidden_row(hidden, begin + i), call->down.live, depth, tile + i * in_line, rows * in_line);
@@ -143,99 +150,124 @@ struct FFNWorker {
 
   Index token(Index row) const { return call->row_token == nullptr ? row : call->row_token[row]; }
 
-  /// Copies a chunk's rows into tiles, a line at a time.
+  /// Copies a chunk's rows into tiles: line by line of the tile, since writing far apart is slower than reading so.
   void gather(const RowChunk& chunk, std::byte* to) const {
-    const Index lines = call->up.depth / in_line, hidden = call->hidden;
+    const Index depth = call->up.depth, hidden = call->hidden;
+    const Token<T>* from[most_rows];
     for (Index t = 0; t < chunk.tiles; ++t) {
       const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
-      auto* tile = reinterpret_cast<Factor*>(to) + begin * lines * in_line;
+      Factor* tile = tile_at(to, begin, depth);
       for (Index i = 0; i < rows; ++i) {
-        const Index from_row = token(chunk.first + begin + i);
-        const Token<T>* __restrict from = call->x + from_row * hidden;
-        if constexpr (quantised) {
-          steps_of(to, call->up.depth)[begin + i] =
-              quantise_row(from, from_row < 0 ? 0 : hidden, call->up.depth, tile + i * in_line, rows * in_line);
-          continue;
-        }
-        for (Index line = 0; line < lines; ++line) {
-          Factor* __restrict out = tile + (line * rows + i) * in_line;
-          const Index k = line * in_line, live = from_row < 0 ? 0 : std::clamp<Index>(hidden - k, 0, in_line);
-          if (live == in_line) {
-            for (Index l = 0; l < in_line; ++l) out[l] = Factor(from[k + l]);
-          } else {
-            for (Index l = 0; l < in_line; ++l) out[l] = l < live ? Factor(from[k + l]) : Factor(0.0f);
-          }
-        }
+        const Index row = token(chunk.first + begin + i);
+        from[i] = row < 0 ? nullptr : call->x + row * hidden;
+        if constexpr (quantised)
+          steps_of(to, depth)[begin + i] =
+              quantise_row(from[i], row < 0 ? 0 : hidden, depth, tile + i * in_line, rows * in_line);
+      }
+      for (Index k = 0; !quantised && k < depth; k += in_line) {
+        const Index live = std::clamp<Index>(hidden - k, 0, in_line);
+        for (Index i = 0; i < rows; ++i, tile += in_line)
+          copy_line(from[i] == nullptr ? nullptr : from[i] + k, live, tile);
       }
     }
   }
-
-  /// Pairs of panels that go through a kernel together: a single row reads two at once, since the processor fetches
-  /// several streams ahead faster than one.
-  static Index together(const RowChunk& chunk, Index pair, Index end) {
-    return chunk.rows == 1 && pair + 1 < end ? 2 : 1;
+  static void copy_line(const Token<T>* __restrict from, Index live, Factor* __restrict to) {
+    if (from != nullptr && live == in_line) {
+      if constexpr (std::is_same_v<Token<T>, Factor>) {
+        std::memcpy(to, from, 64);
+      } else {
+        for (Index l = 0; l < in_line; ++l) to[l] = Factor(from[l]);
+      }
+    } else {
+      for (Index l = 0; l < in_line; ++l) to[l] = from != nullptr && l < live ? Factor(from[l]) : Factor(0.0f);
+    }
   }
 
-  /// The products of a chunk's tiles with one pair of panels, to sums (rows, 32); or of its row with two, to (2, 32).
-  /// `coming`: what is read behind the pair.
-  void multiply(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair, Index count,
-                const char* coming, float* sums) const {
-    const Index lines = weights.lines(), row_bytes = weights.depth * Index(sizeof(Factor));
-    const Index stride = weights.panel_size() * Index(sizeof(T));
+  /// The products of a chunk's tiles with pairs of panels: finish(pair, tile, sums (rows, 32)) takes them, and
+  /// before(pair, tile) comes right before. `coming`: what is read behind the pairs.
+  template <class Before, class Finish>
+  void multiply(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair, Index end,
+                const char* coming, const Before& before, const Finish& finish) const {
+    if (chunk.rows < fewest_ahead) pair = multiply_apart(chunk, tiles, weights, pair, end, before, finish);
+    for (; pair < end; ++pair)
+      multiply_pair(chunk, tiles, weights, pair, pair + 1 < end ? pair_of(weights, chunk, pair + 1) : coming, before,
+                    finish);
+  }
+
+  /// So many rows have enough arithmetic to hide behind it the requests for what comes next.
+  static constexpr Index fewest_ahead = 4;
+
+  template <class Before, class Finish>
+  void multiply_pair(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair,
+                     const char* coming, const Before& before, const Finish& finish) const {
+    alignas(64) float sums[MicroKernels::most_rows * 32];
+    const Index lines = weights.lines(), stride = weights.panel_size() * Index(sizeof(T));
     const char* panel = pair_of(weights, chunk, pair);
-    if (count == 2) {
-      const MicroKernel& row = quantised ? table->int8_row : sizeof(T) == 4 ? table->f32_row : table->bf16_row;
-      return row.run(tiles, panel, stride, lines, {}, sums);
+    // All that comes next is asked for, each tile's kernel taking a share.
+    const Index ahead = chunk.rows < fewest_ahead || coming == nullptr ? 0 : 16;
+    const char* next[2] = {coming, ahead == 0 ? nullptr : coming + stride};
+    for (Index t = 0; t < chunk.tiles; ++t) {
+      const Index begin = chunk.tile(t);
+      const MicroKernel& run = kernel(chunk.tile(t + 1) - begin);
+      const Index share = ((t + 1) * ahead / chunk.tiles - t * ahead / chunk.tiles) * run.panels;
+      before(pair, t);
+      for (Index half = 0; half < 2; half += run.panels) {
+        run.run(tiles + begin * row_bytes(weights.depth), panel + half * stride, stride, lines, {next[half], 64, share},
+                sums + half * 16);
+        if (ahead != 0) next[half] += lines / 16 * share * 64;
+      }
+      finish(pair, t, sums);
     }
-    // Meanwhile what comes next is asked for, all of it, each tile's kernel taking a share. Fewer rows have too little
-    // arithmetic to hide the requests behind.
-    const bool one_by_one = kernel((chunk.rows + chunk.tiles - 1) / chunk.tiles).panels == 1;
-    const Index ahead = chunk.rows < 4 || coming == nullptr ? 0 : one_by_one ? 16 : 32;
-    for (Index half = 0; half < 2; ++half, panel += stride) {
-      const char* next = one_by_one && half == 0 ? panel + stride : coming;
-      for (Index t = 0; t < chunk.tiles; ++t) {
-        const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
-        const MicroKernel& run = kernel(rows);
-        if (half == 1 && run.panels == 2) continue;
-        const Index share = (t + 1) * ahead / chunk.tiles - t * ahead / chunk.tiles;
-        run.run(tiles + begin * row_bytes, panel, stride, lines, {next, 64, share}, sums + begin * 32 + half * 16);
-        next += lines / 16 * share * 64;
+  }
+
+  /// One tile of few rows with pairs far apart, as many as a kernel takes panels: each panel of a pair goes on where
+  /// the former ended, so that the processor, which fetches ahead along a stream, need not find it anew. Returns the
+  /// first pair that is left.
+  template <class Before, class Finish>
+  Index multiply_apart(const RowChunk& chunk, const std::byte* tiles, const Panels<T>& weights, Index pair, Index end,
+                       const Before& before, const Finish& finish) const {
+    const MicroKernel& single = quantised ? table->int8_row : sizeof(T) == 4 ? table->f32_row : table->bf16_row;
+    const MicroKernel& run = chunk.rows == 1 ? single : kernel(chunk.rows);
+    const Index width = chunk.rows == 1 ? 64 : 32;  // of a row of sums
+    const Index apart = (end - pair) / run.panels, size = weights.panel_size() * Index(sizeof(T));
+    alignas(64) float sums[2][fewest_ahead * 32], of_pair[fewest_ahead * 32];
+    for (Index i = 0; i < apart; ++i, ++pair) {
+      const char* panel = pair_of(weights, chunk, pair);
+      for (Index p = 0; p < run.panels; ++p) before(pair + p * apart, 0);
+      for (Index half = 0; half < 2; ++half)
+        run.run(tiles, panel + half * size, 2 * apart * size, weights.lines(), {}, sums[half]);
+      for (Index p = 0; p < run.panels; ++p) {
+        for (Index row = 0; row < chunk.rows; ++row) {
+          for (Index half = 0; half < 2; ++half)
+            std::memcpy(of_pair + row * 32 + half * 16, sums[half] + row * width + p * 16, 64);
+        }
+        finish(pair + p * apart, 0, of_pair);
       }
     }
+    return pair + (run.panels - 1) * apart;
   }
 
   /// Gate and up (or up alone) and the activation, from gathered rows to hidden values in tiles.
   void up(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index part, const char* coming) const {
-    alignas(64) float sums[most_rows * 32];
     const Panels<T>& weights = call->up;
-    const Index end = first_pair(weights, part + 1, up_parts);
-    for (Index pair = first_pair(weights, part, up_parts), count = 0; pair < end; pair += count) {
-      count = together(chunk, pair, end);
-      const char* next = pair + count < end ? pair_of(weights, chunk, pair + count) : coming;
-      multiply(chunk, tiles, weights, pair, count, next, sums);
-      for (Index p = 0; p < count; ++p) finish_up_pair(chunk, tiles, hidden, pair + p, sums + p * 32);
-    }
+    const auto finish = [&](Index pair, Index t, float* sums) { finish_up(chunk, tiles, hidden, pair, t, sums); };
+    multiply(
+        chunk, tiles, weights, first_pair(weights, part, up_parts), first_pair(weights, part + 1, up_parts), coming,
+        [](Index, Index) {}, finish);
   }
 
-  void finish_up_pair(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index pair, float* sums) const {
-    const Panels<T>& weights = call->up;
-    const Index hidden_lines = call->down.depth / in_line, width = gated ? 16 : 32;
-    if constexpr (quantised)
-      scale_sums(chunk.rows, steps_of(tiles, weights.depth), column_scale(weights, chunk, pair), sums);
-    if (call->up_bias != nullptr)
-      add_bias(chunk.rows, call->up_bias + chunk.expert * weights.columns + pair * 32, sums);
-    for (Index t = 0; t < chunk.tiles; ++t) {
-      const Index begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
-      auto* tile = reinterpret_cast<Factor*>(hidden) + begin * hidden_lines * in_line;
-      for (Index i = 0; i < rows; ++i) {
-        for (Index part_of = 0; part_of < width; part_of += 16) {
-          const Index k = pair * width + part_of;  // of the hidden values
-          const float* from = sums + (begin + i) * 32 + part_of;
-          if constexpr (quantised) {
-            activate16(from, hidden_row(hidden, begin + i) + k);
-          } else {
-            activate16(from, tile + (k / in_line * rows + i) * in_line + k % in_line);
-          }
+  void finish_up(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index pair, Index t, float* sums) const {
+    const Index width = gated ? 16 : 32, begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
+    const PairFinish finish(call->up, chunk, pair, steps_of(tiles, call->up.depth), call->up_bias);
+    Factor* tile = tile_at(hidden, begin, call->down.depth);
+    for (Index i = 0; i < rows; ++i, sums += 32) {
+      finish(begin + i, sums);
+      for (Index part_of = 0; part_of < width; part_of += 16) {
+        const Index k = pair * width + part_of;  // of the hidden values
+        if constexpr (quantised) {
+          activate16(sums + part_of, hidden_row(hidden, begin + i) + k);
+        } else {
+          activate16(sums + part_of, tile + (k / in_line * rows + i) * in_line + k % in_line);
         }
       }
     }
@@ -246,58 +278,69 @@ struct FFNWorker {
     const Activation activation = call->activation;
     float values[16];
     for (Index l = 0; l < 16; ++l) values[l] = moe::detail::activate(activation, from[l], gated ? from[l + 16] : 1.0f);
-    for (Index l = 0; l < 16; ++l) to[l] = To(values[l]);
+    moe::detail::convert<16>(values, to);
   }
 
   /// The product with W_down, weighted and added to the rows' tokens.
   void down(const RowChunk& chunk, std::byte* hidden, Index part, const char* coming) const {
-    alignas(64) float sums[most_rows * 32];
-    const Panels<T>& weights = call->down;
-    const Index end = first_pair(weights, part + 1, down_parts);
-    for (Index pair = first_pair(weights, part, down_parts), count = 0; pair < end; pair += count) {
-      count = together(chunk, pair, end);
-      for (Index i = 0; i < chunk.rows; ++i) {
-        const Index t = token(chunk.first + i);
-        if (t < 0) continue;
-        __builtin_prefetch(call->y + t * call->hidden + pair * 32, 1);
-        __builtin_prefetch(call->y + t * call->hidden + pair * 32 + 16, 1);
-      }
-      const char* next = pair + count < end ? pair_of(weights, chunk, pair + count) : coming;
-      multiply(chunk, hidden, weights, pair, count, next, sums);
-      for (Index p = 0; p < count; ++p) finish_down_pair(chunk, hidden, pair + p, sums + p * 32);
-    }
-  }
-
-  void finish_down_pair(const RowChunk& chunk, std::byte* hidden, Index pair, float* sums) const {
-    const Panels<T>& weights = call->down;
-    const Index column = pair * 32, live = std::min<Index>(32, call->hidden - column);
-    if constexpr (quantised)
-      scale_sums(chunk.rows, steps_of(hidden, weights.depth), column_scale(weights, chunk, pair), sums);
-    if (call->down_bias != nullptr)
-      add_bias(chunk.rows, call->down_bias + chunk.expert * weights.columns + column, sums);
+    float* y[most_rows];  // of each row, or null
+    float weight[most_rows];
     for (Index i = 0; i < chunk.rows; ++i) {
       const Index row = chunk.first + i, t = token(row);
-      if (t < 0) continue;
-      const Index a = call->row_assignment == nullptr ? row : call->row_assignment[row];
-      const float w = call->weight == nullptr ? 1.0f : call->weight[a];
-      float* __restrict to = call->y + t * call->hidden + column;
-      const float* __restrict from = sums + i * 32;
+      y[i] = t < 0 ? nullptr : call->y + t * call->hidden;
+      weight[i] = 1.0f;
+      if (t >= 0 && call->weight != nullptr)
+        weight[i] = call->weight[call->row_assignment == nullptr ? row : call->row_assignment[row]];
+    }
+    const Panels<T>& weights = call->down;
+    const auto before = [&](Index pair, Index t) {
+      for (Index i = chunk.tile(t); i < chunk.tile(t + 1); ++i) {
+        if (y[i] == nullptr) continue;
+        __builtin_prefetch(y[i] + pair * 32, 1);
+        __builtin_prefetch(y[i] + pair * 32 + 16, 1);
+      }
+    };
+    const auto finish = [&](Index pair, Index t, float* sums) { finish_down(chunk, hidden, pair, t, sums, y, weight); };
+    multiply(chunk, hidden, weights, first_pair(weights, part, down_parts), first_pair(weights, part + 1, down_parts),
+             coming, before, finish);
+  }
+
+  void finish_down(const RowChunk& chunk, std::byte* hidden, Index pair, Index t, float* __restrict sums,
+                   float* const* y, const float* weight) const {
+    const Index column = pair * 32, live = std::min<Index>(32, call->hidden - column);
+    const PairFinish finish(call->down, chunk, pair, steps_of(hidden, call->down.depth), call->down_bias);
+    for (Index i = chunk.tile(t); i < chunk.tile(t + 1); ++i, sums += 32) {
+      if (y[i] == nullptr) continue;
+      float* __restrict to = y[i] + column;
+      finish(i, sums);
+      const float w = weight[i];
       if (live == 32) {
-        for (Index l = 0; l < 32; ++l) to[l] += w * from[l];
+        for (Index l = 0; l < 32; ++l) to[l] += w * sums[l];
       } else {
-        for (Index l = 0; l < live; ++l) to[l] += w * from[l];
+        for (Index l = 0; l < live; ++l) to[l] += w * sums[l];
       }
     }
   }
 
-  static const float* column_scale(const Panels<T>& weights, const RowChunk& chunk, Index pair) {
-    return weights.scale.data() + chunk.expert * weights.columns + pair * 32;
-  }
-  static void add_bias(Index rows, const float* __restrict bias, float* __restrict sums) {
-    for (Index i = 0; i < rows; ++i) {
-      for (Index l = 0; l < 32; ++l) sums[i * 32 + l] += bias[l];
+  /// Turns a pair's sums into products: int8's are multiplied by the steps of row and column; the bias is added.
+  struct PairFinish {
+    const float *row_step, *column_step = nullptr, *bias = nullptr;
+
+    PairFinish(const Panels<T>& weights, const RowChunk& chunk, Index pair, const float* steps, const float* biases)
+        : row_step(steps) {
+      const Index at = chunk.expert * weights.columns + pair * 32;
+      if constexpr (quantised) column_step = weights.scale.data() + at;
+      if (biases != nullptr) bias = biases + at;
     }
-  }
+    void operator()(Index row, float* __restrict sums) const {
+      if constexpr (quantised) {
+        const float step = row_step[row];
+        for (Index l = 0; l < 32; ++l) sums[l] = float(Kokkos::bit_cast<std::int32_t>(sums[l])) * step * column_step[l];
+      }
+      if (bias == nullptr) return;
+      for (Index l = 0; l < 32; ++l) sums[l] += bias[l];
+    }
+  };
 };
 
 /// Runs the call on the threads of a host space. The workspace is the caller's, for one call at a time.
@@ -310,7 +353,7 @@ void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FF
   cut_chunks(call.offsets, call.up.experts, table.rows, most, work.chunks);
   const Index chunks = Index(work.chunks.size());
   if (chunks == 0) return;
-  const Index up_parts = std::clamp<Index>(64 * threads / chunks, 1, std::min<Index>(16, call.up.pairs()));
+  const Index up_parts = std::clamp<Index>(8 * threads / chunks, 1, std::min<Index>(16, call.up.pairs()));
   const Index down_parts = std::min<Index>(std::max<Index>(4, 2 * threads), call.down.pairs());
   const Index lag = 1 + (threads - 1) / up_parts, slots = lag + 4;
   auto launch = [&]<class Factor>(Factor) {
@@ -323,7 +366,7 @@ void run_expert_ffn(const Space& space, const ExpertFFN<T, Activation>& call, FF
         Worker{&call, &table, &work, lag, slots, up_parts, down_parts, slot_bytes});
   };
   if constexpr (is_quantised<T>) {
-    launch(std::int16_t{});
+    table.bytes ? launch(std::int8_t{}) : launch(std::int16_t{});
   } else if (sizeof(T) == 2 && table.pairs) {
     launch(T{});
   } else {

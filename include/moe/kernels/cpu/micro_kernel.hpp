@@ -59,6 +59,8 @@ struct MicroKernels {
   const char* name;  ///< the instruction set
   int rows;          ///< the most rows of a tile
   bool pairs;        ///< tiles for bfloat16 panels hold bfloat16 too, and not float
+  bool bytes;        ///< tiles for int8 panels hold int8 too, and not int16; behind its blocks, a row has one more
+                     ///< line, whose first int32 is added to its sums: -128 times the sum of the row
   MicroKernel f32[most_rows + 1], bf16[most_rows + 1], int8[most_rows + 1];  ///< by rows, from 1
   MicroKernel f32_row, bf16_row, int8_row;  ///< one row and four panels, whose sums (64) stand in a row
 };
@@ -71,7 +73,9 @@ typedef std::uint32_t Words __attribute__((vector_size(MOE_REGISTER_BYTES), may_
 typedef std::int32_t Integers __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
 typedef std::int16_t Shorts __attribute__((vector_size(MOE_REGISTER_BYTES), may_alias));
 inline constexpr int lanes = MOE_REGISTER_BYTES / 4, registers = lanes == 16 ? 32 : 16;
-inline constexpr int vectors = 16 / lanes;  // of a panel's line
+inline constexpr int prefetch_hint = lanes == 16 ? 3 : 2;  // measured: to the nearest cache on Zen 5, not on Zen 3
+inline constexpr int vectors = 16 / lanes;                 // of a panel's line
+typedef std::int32_t Pair __attribute__((may_alias));      // two int16, or four int8
 
 /// Keeps a vector in its register: g++ 12 would load a line again for each row, and put off adding integers until no
 /// register is left.
@@ -84,6 +88,7 @@ template <class V>
 
 struct Float {
   using Sum = Vector;
+  static constexpr bool offset = false;  // does the tile have a last line, which is added to the sums?
   static constexpr bool paired = false;
   static constexpr int tile_lines = 1;   // of the tile, a row, for 16 lines of the panel
   static constexpr int temporaries = 1;  // lines of the panel in registers, beside the accumulators and one factor
@@ -114,7 +119,7 @@ struct Float {
 /// bfloat16 panels and float tiles: the halves of a word become floats by a shift and a mask.
 struct Widened {
   using Sum = Vector;
-  static constexpr bool paired = false;
+  static constexpr bool paired = false, offset = false;
   static constexpr int tile_lines = 2, temporaries = 2, bytes = MOE_REGISTER_BYTES;
 
   template <int rows, int width>
@@ -151,7 +156,7 @@ struct Widened {
 /// bfloat16 panels and tiles: one instruction adds the products of a pair.
 struct Paired {
   using Sum = Vector;
-  static constexpr bool paired = true;
+  static constexpr bool paired = true, offset = false;
   static constexpr int tile_lines = 1, temporaries = 1, bytes = MOE_REGISTER_BYTES;
 
   template <int rows, int width>
@@ -178,26 +183,56 @@ using Half = Paired;
 using Half = Widened;
 #endif
 
+#if defined(MOE_PAIRED_INSTRUCTIONS)
+/// int8 panels and tiles: one instruction adds four products. It takes one factor without a sign: 128 is added to the
+/// panel's numbers, and taken off the sums by the tile's last line.
+struct Bytes {
+  using Sum = Integers;
+  static constexpr bool offset = true;
+  static constexpr int tile_lines = 1, temporaries = 1, bytes = MOE_REGISTER_BYTES;
+
+  template <int rows, int width>
+  [[gnu::always_inline]] static inline void block(const void* tile, const char* const* panel, int lines,
+                                                  Integers (&sum)[rows][width]) {
+    const auto* factors = static_cast<const Pair*>(tile);
+    alignas(64) static constexpr std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i quads = _mm512_load_si512(order);  // [pair][column] becomes [column][pair]
+    MOE_UNROLL(16)
+    for (int k = 0; k < lines; ++k) {
+      __m512i line[width];
+      MOE_UNROLL(4)
+      for (int v = 0; v < width; ++v)
+        line[v] = _mm512_xor_si512(_mm512_permutexvar_epi16(quads, _mm512_load_si512(panel[v] + 64 * k)),
+                                   _mm512_set1_epi32(int(0x80808080u)));
+      MOE_UNROLL(16)
+      for (int i = 0; i < rows; ++i) {
+        const __m512i factor = _mm512_set1_epi32(factors[16 * i + k]);
+        MOE_UNROLL(4)
+        for (int v = 0; v < width; ++v) sum[i][v] = (Integers)_mm512_dpbusd_epi32((__m512i)sum[i][v], line[v], factor);
+      }
+    }
+  }
+};
+using Whole = Bytes;
+#else
 /// int8 numbers of memory as int16, and sum += a b, where both products of a word are added to one sum.
-#if MOE_REGISTER_BYTES == 64
+#  if MOE_REGISTER_BYTES == 64
 [[gnu::always_inline]] inline Shorts widen(const char* from) {
   return (Shorts)_mm512_cvtepi8_epi16(*reinterpret_cast<const __m256i*>(from));
 }
 [[gnu::always_inline]] inline void add_products(Integers& sum, const Shorts& a, const Shorts& b) {
-#  if defined(MOE_PAIRED_INSTRUCTIONS)
-  sum = (Integers)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#  else
   sum += (Integers)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#  endif
 }
-#elif MOE_REGISTER_BYTES == 32
+#  elif MOE_REGISTER_BYTES == 32
 [[gnu::always_inline]] inline Shorts widen(const char* from) {
   return (Shorts)_mm256_cvtepi8_epi16(*reinterpret_cast<const __m128i*>(from));
 }
 [[gnu::always_inline]] inline void add_products(Integers& sum, const Shorts& a, const Shorts& b) {
   sum += (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
-#elif defined(__SSE2__)
+#  elif defined(__SSE2__)
 [[gnu::always_inline]] inline Shorts widen(const char* from) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
   return (Shorts)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
@@ -205,7 +240,7 @@ using Half = Widened;
 [[gnu::always_inline]] inline void add_products(Integers& sum, const Shorts& a, const Shorts& b) {
   sum += (Integers)_mm_madd_epi16((__m128i)a, (__m128i)b);
 }
-#else
+#  else
 [[gnu::always_inline]] inline Shorts widen(const char* from) {
   typedef std::int8_t Bytes __attribute__((vector_size(MOE_REGISTER_BYTES / 2), may_alias));
   return __builtin_convertvector(*reinterpret_cast<const Bytes*>(from), Shorts);
@@ -214,11 +249,12 @@ using Half = Widened;
   const Integers c = (Integers)a, d = (Integers)b;  // an upper half, and a lower half moved up and down
   sum += (c >> 16) * (d >> 16) + ((Integers)((Words)c << 16) >> 16) * ((Integers)((Words)d << 16) >> 16);
 }
-#endif
+#  endif
 
 /// int8 panels and int16 tiles. All is exact: no product or sum of two leaves its type.
 struct Integer {
   using Sum = Integers;
+  static constexpr bool offset = false;
   static constexpr int tile_lines = 2, temporaries = 1, bytes = MOE_REGISTER_BYTES / 2;
 
   template <int rows, int width>
@@ -248,10 +284,9 @@ struct Integer {
       }
     }
   }
-
- private:
-  typedef std::int32_t Pair __attribute__((may_alias));
 };
+using Whole = Integer;
+#endif
 
 /// Do two panels' accumulators of so many rows fit the registers, beside a line, temporaries and a factor?
 template <class Kind, int rows>
@@ -279,13 +314,21 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
     }
     for (std::int64_t line = 16; line <= lines; line += 16) {
       for (std::int64_t i = first == 0 ? 0 : coming.lines; i < coming.lines; ++i, next += coming.step)
-        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next, 0, prefetch_hint);
       Kind::template block<rows, slice>(from, at, 16, sum);
       from += 64 * rows * Kind::tile_lines;
       MOE_UNROLL(4)
       for (int p = 0; p < panels; ++p) at[p] += 64 * 16;
     }
     if (lines % 16 != 0) Kind::template block<rows, slice>(from, at, int(lines % 16), sum);
+    if constexpr (Kind::offset) {
+      if (lines % 16 != 0) from += 64 * rows;
+      MOE_UNROLL(16)
+      for (int i = 0; i < rows; ++i) {
+        MOE_UNROLL(8)
+        for (int v = 0; v < slice; ++v) sum[i][v] += reinterpret_cast<const Pair*>(from)[16 * i];
+      }
+    }
     MOE_UNROLL(16)
     for (int i = 0; i < rows; ++i) {
       MOE_UNROLL(8)
@@ -312,16 +355,16 @@ constexpr void list(MicroKernel* to, std::integer_sequence<int, rows...>) {
 }
 
 /// A template, so that only files that multiply compile the kernels.
-template <class Full = Float, class Short = Half, class Whole = Integer>
+template <class Full = Float, class Short = Half, class Int8 = Whole>
 MicroKernels make_table() {
-  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, {}, {}, {}, {}, {}, {}};
+  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, Int8::offset, {}, {}, {}, {}, {}, {}};
   constexpr auto rows = std::make_integer_sequence<int, MicroKernels::most_rows + 1>{};
   list<Full>(table.f32, rows);
   list<Short>(table.bf16, rows);
-  list<Whole>(table.int8, rows);
+  list<Int8>(table.int8, rows);
   table.f32_row = {&multiply<Full, 1, 4>, 4};
   table.bf16_row = {&multiply<Short, 1, 4>, 4};
-  table.int8_row = {&multiply<Whole, 1, 4>, 4};
+  table.int8_row = {&multiply<Int8, 1, 4>, 4};
   return table;
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "moe/core/types.hpp"
@@ -71,31 +72,38 @@ struct RowScale {
   }
 };
 
-/// Writes a row into a tile of int16: lines of 32, `stride` numbers apart, zeros behind the row's `size`. Returns step.
-inline float quantise_row(const float* __restrict from, Index size, Index depth, std::int16_t* __restrict to,
-                          Index stride) {
-  const RowScale scale(from, size);
-  if (scale.inverse == 0) size = 0;
-  for (Index k = 0; k < depth; k += 32, to += stride) {
-    const Index live = std::clamp<Index>(size - k, 0, 32);
-    if (live == 32) {
-      for (Index l = 0; l < 32; ++l) to[l] = std::int16_t(scale.quantise(from[k + l]));
-    } else {
-      for (Index l = 0; l < 32; ++l) to[l] = l < live ? std::int16_t(scale.quantise(from[k + l])) : std::int16_t(0);
-    }
-  }
-  return scale.step;
+/// Numbers of a row in a tile: with int8 there is one more line, for what the kernels add to the row's sums.
+template <class Factor>
+constexpr Index tile_depth(Index depth) {
+  return depth + (sizeof(Factor) == 1 ? 64 : 0);
 }
 
-/// Turns sums of whole numbers (rows, 32), int32 in the place of floats, into what they stand for.
-inline void scale_sums(Index rows, const float* row_step, const float* __restrict column_step, float* __restrict sums) {
-  for (Index i = 0; i < rows; ++i) {
-    const float step = row_step[i];
-    for (Index l = 0; l < 32; ++l) {
-      float& sum = sums[i * 32 + l];
-      sum = float(Kokkos::bit_cast<std::int32_t>(sum)) * step * column_step[l];
+/// Writes a row into a tile of int16 or int8: lines of 64 bytes, `stride` numbers apart, zeros behind the row's `size`.
+/// Returns step.
+template <class Factor>
+float quantise_row(const float* __restrict from, Index size, Index depth, Factor* __restrict to, Index stride) {
+  constexpr Index in_line = 64 / sizeof(Factor);
+  const RowScale scale(from, size);
+  if (scale.inverse == 0) size = 0;
+  std::uint32_t sum = 0;
+  for (Index k = 0; k < depth; k += in_line, to += stride) {
+    const Index live = std::clamp<Index>(size - k, 0, in_line);
+    std::int32_t wholes[in_line];
+    if (live == in_line) {
+      for (Index l = 0; l < in_line; ++l) wholes[l] = scale.quantise(from[k + l]);
+    } else {
+      for (Index l = 0; l < in_line; ++l) wholes[l] = l < live ? scale.quantise(from[k + l]) : 0;
+    }
+    for (Index l = 0; l < in_line; ++l) to[l] = Factor(wholes[l]);
+    if constexpr (sizeof(Factor) == 1) {
+      for (Index l = 0; l < in_line; ++l) sum += std::uint32_t(wholes[l]);
     }
   }
+  if constexpr (sizeof(Factor) == 1) {
+    sum *= std::uint32_t(-128);
+    std::memcpy(to, &sum, sizeof(sum));
+  }
+  return scale.step;
 }
 
 }  // namespace kernels::cpu
