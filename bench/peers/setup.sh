@@ -39,6 +39,7 @@ ggml() {
   source=$source/vendor/llama.cpp
   if [ ! -e "$build/ggml/src/libggml-cpu.a" ]; then
     cmake -S "$source" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+      -DCMAKE_C_FLAGS=-w -DCMAKE_CXX_FLAGS=-w \
       -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_BLAS=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_COMMON=OFF \
       -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF &&
       cmake --build "$build" --target ggml ggml-base ggml-cpu || return

@@ -1,6 +1,6 @@
 // `<set>::table()` for the instruction set MOE_KERNELS_FOR. Where the file is compiled for another set, make_table is
 // not found. Nothing else may be included: code shared with other sets would run on processors that lack this one.
-#include "moe/kernels/cpu/micro_kernel.hpp"
+#include "moe/kernels/cpu/kernel_table.hpp"
 
 MOE_NAMESPACE_BEGIN
 

@@ -20,7 +20,12 @@ const std::vector<Sizes> all_sizes = {{{0, 0, 3, 3, 60, 61, 61}, 70, 13, 7},
                                       {{0, 0, 0}, 4, 5, 3},
                                       {{0, 300, 301, 301}, 301, 33, 65},
                                       {{0, 7, 105, 106}, 110, 130, 523},
-                                      {{0, 400, 1500}, 1500, 37, 1100}};
+                                      {{0, 400, 1500}, 1500, 37, 1100},
+                                      // Small in one way each.
+                                      {{0, 8, 8, 20}, 20, 4, 300},
+                                      {{0, 9, 60}, 60, 64, 160},
+                                      {{0, 30}, 30, 80, 1500},
+                                      {{0, 20}, 20, 1500, 48}};
 
 template <class View, class Host>
 double largest_difference(const View& result, const Host& expected, Index first, Index last) {
@@ -141,26 +146,28 @@ TEMPLATE_LIST_TEST_CASE("A row's product does not depend on the rows around it",
   using M = moe::Matrix<T, Space>;
   using W = moe::Tensor3<T, Space>;
   const Space space{};
-  const Index bound = 109, n = 70, k = 300;
-  const auto rows = random<M>(1, bound, k), out = nans<M>(bound, n), drows = nans<M>(bound, k);
-  const auto dout = random<M>(2, bound, n);
-  const auto weight = random<W>(3, 3, n, k);
-  const auto offsets = indices<Space>({0, 1, 101, 109});
-  moe::kernels::grouped_forward<T, Space>(space, offsets, rows, weight, out);
-  moe::kernels::grouped_backward_rows<T, Space>(space, offsets, dout, weight, drows);
-  for (const Index r : {Index(0), Index(1), Index(53), Index(100), Index(108)}) {
-    CAPTURE(r);
-    const Index e = r < 1 ? 0 : r < 101 ? 1 : 2;
-    const auto pick = Kokkos::pair<Index, Index>(r, r + 1);
-    const auto own_out = nans<M>(1, n), own_drows = nans<M>(1, k), row = M("row", 1, k), drow = M("drow", 1, n);
-    Kokkos::deep_copy(row, Kokkos::subview(rows, pick, Kokkos::ALL));
-    Kokkos::deep_copy(drow, Kokkos::subview(dout, pick, Kokkos::ALL));
-    std::vector<Index> alone(4, 0);
-    for (Index i = e + 1; i < 4; ++i) alone[i] = 1;
-    moe::kernels::grouped_forward<T, Space>(space, indices<Space>(alone), row, weight, own_out);
-    moe::kernels::grouped_backward_rows<T, Space>(space, indices<Space>(alone), drow, weight, own_drows);
-    CHECK(same_bits(own_out, Kokkos::subview(out, pick, Kokkos::ALL)));
-    CHECK(same_bits(own_drows, Kokkos::subview(drows, pick, Kokkos::ALL)));
+  const Index bound = 109, k = 300;
+  for (const Index n : {Index(70), Index(20)}) {
+    const auto rows = random<M>(1, bound, k), out = nans<M>(bound, n), drows = nans<M>(bound, k);
+    const auto dout = random<M>(2, bound, n);
+    const auto weight = random<W>(3, 3, n, k);
+    const auto offsets = indices<Space>({0, 1, 101, 109});
+    moe::kernels::grouped_forward<T, Space>(space, offsets, rows, weight, out);
+    moe::kernels::grouped_backward_rows<T, Space>(space, offsets, dout, weight, drows);
+    for (const Index r : {Index(0), Index(1), Index(53), Index(100), Index(108)}) {
+      CAPTURE(r);
+      const Index e = r < 1 ? 0 : r < 101 ? 1 : 2;
+      const auto pick = Kokkos::pair<Index, Index>(r, r + 1);
+      const auto own_out = nans<M>(1, n), own_drows = nans<M>(1, k), row = M("row", 1, k), drow = M("drow", 1, n);
+      Kokkos::deep_copy(row, Kokkos::subview(rows, pick, Kokkos::ALL));
+      Kokkos::deep_copy(drow, Kokkos::subview(dout, pick, Kokkos::ALL));
+      std::vector<Index> alone(4, 0);
+      for (Index i = e + 1; i < 4; ++i) alone[i] = 1;
+      moe::kernels::grouped_forward<T, Space>(space, indices<Space>(alone), row, weight, own_out);
+      moe::kernels::grouped_backward_rows<T, Space>(space, indices<Space>(alone), drow, weight, own_drows);
+      CHECK(same_bits(own_out, Kokkos::subview(out, pick, Kokkos::ALL)));
+      CHECK(same_bits(own_drows, Kokkos::subview(drows, pick, Kokkos::ALL)));
+    }
   }
 }
 

@@ -246,7 +246,18 @@ TEST_CASE("Micro-kernels stay within their arrays") {
       }
     }
   }
-  SUCCEED("nothing faulted");
+  for (int rows = 1; rows <= table.small_rows; ++rows) {
+    for (const bool at_end : {true, false}) {
+      const Index length = 37;
+      const Guarded<float> a(std::vector<float>(rows * length, 1.0f), at_end),
+          b(std::vector<float>(32 * length, 1.0f), at_end);
+      const Guarded<float> sums(32 * rows, at_end), dots(rows * 7, at_end);
+      table.small_lines(rows, 2, {a.data(), length, 1, b.data(), 16, 32, length, sums.data()});
+      CHECK(sums.data()[32 * rows - 1] == float(length));
+      table.small_dots({a.data(), b.data(), dots.data(), length, length, 7, rows, 7, length, false});
+      CHECK(dots.data()[rows * 7 - 1] == float(length));
+    }
+  }
 }
 #endif
 

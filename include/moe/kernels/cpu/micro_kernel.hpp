@@ -54,6 +54,23 @@ struct MicroKernel {
   int panels;
 };
 
+/// Factors a[i row_stride + k sum_stride], and lines of 16 numbers a panel at b + k line_stride; sums (rows, 32).
+struct SmallLines {
+  const float* a;
+  std::int64_t row_stride, sum_stride;
+  const float* b;
+  std::int64_t panel_stride, line_stride, lines;
+  float* sums;
+};
+
+/// c (+)= a b^T, where rows of both lie along the sum.
+struct SmallDots {
+  const float *a, *b;
+  float* c;
+  std::int64_t a_stride, b_stride, c_stride, rows, columns, length;
+  bool add;
+};
+
 struct MicroKernels {
   static constexpr int most_rows = 14;
   const char* name;  ///< the instruction set
@@ -63,6 +80,9 @@ struct MicroKernels {
                      ///< line, whose first int32 is added to its sums: -128 times the sum of the row
   MicroKernel f32[most_rows + 1], bf16[most_rows + 1], int8[most_rows + 1];  ///< by rows, from 1
   MicroKernel f32_row, bf16_row, int8_row;  ///< one row and four panels, whose sums (64) stand in a row
+  int small_rows;                           ///< the most rows of small_lines
+  void (*small_lines)(int rows, int panels, const SmallLines& of);
+  void (*small_dots)(const SmallDots& of);
 };
 
 namespace MOE_INSTRUCTION_SET {
@@ -352,20 +372,6 @@ constexpr MicroKernel kernel() {
 template <class Kind, int... rows>
 constexpr void list(MicroKernel* to, std::integer_sequence<int, rows...>) {
   ((to[rows] = kernel<Kind, rows>()), ...);
-}
-
-/// A template, so that only files that multiply compile the kernels.
-template <class Full = Float, class Short = Half, class Int8 = Whole>
-MicroKernels make_table() {
-  MicroKernels table{MOE_TEXT(MOE_INSTRUCTION_SET), tile_rows, Short::paired, Int8::offset, {}, {}, {}, {}, {}, {}};
-  constexpr auto rows = std::make_integer_sequence<int, MicroKernels::most_rows + 1>{};
-  list<Full>(table.f32, rows);
-  list<Short>(table.bf16, rows);
-  list<Int8>(table.int8, rows);
-  table.f32_row = {&multiply<Full, 1, 4>, 4};
-  table.bf16_row = {&multiply<Short, 1, 4>, 4};
-  table.int8_row = {&multiply<Int8, 1, 4>, 4};
-  return table;
 }
 
 }  // namespace MOE_INSTRUCTION_SET

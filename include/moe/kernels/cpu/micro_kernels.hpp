@@ -11,7 +11,7 @@
 #include <cstdio>
 
 #include "moe/core/error.hpp"
-#include "moe/kernels/cpu/micro_kernel.hpp"
+#include "moe/kernels/cpu/kernel_table.hpp"
 #include "moe/kernels/cpu/processor.hpp"
 
 MOE_NAMESPACE_BEGIN

@@ -104,11 +104,20 @@ struct OperandBlocks {
     if (from != nullptr && live == depth) {
       for (Index i = 0; i < depth; ++i) out[i] = Factor(from[i]);
     } else {
-      for (Index i = 0; i < depth; ++i) out[i] = from != nullptr && i < live ? Factor(from[i]) : Factor(0.0f);
+      std::memset(to, 0, 64);
+      for (Index i = 0; from != nullptr && i < live; ++i) out[i] = Factor(from[i]);
     }
   }
   /// Two numbers of the sum, the first in the lower half.
   static void pairs(const T* first, const T* second, Index live, float* to) {
+    if (live == 16 && second != nullptr) {
+      typedef std::uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+      const Halves a = *reinterpret_cast<const Halves*>(first), b = *reinterpret_cast<const Halves*>(second);
+      auto* out = reinterpret_cast<Halves*>(to);
+      out[0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      out[1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      return;
+    }
     std::uint16_t halves[16][2] = {};
     for (Index i = 0; i < live; ++i) {
       if (first != nullptr) std::memcpy(&halves[i][0], first + i, 2);

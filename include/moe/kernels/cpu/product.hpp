@@ -10,6 +10,7 @@
 #include <atomic>
 #include <vector>
 
+#include "moe/core/convert.hpp"
 #include "moe/kernels/cpu/micro_kernels.hpp"
 #include "moe/kernels/cpu/operand.hpp"
 #include "moe/kernels/cpu/panels.hpp"
@@ -21,7 +22,7 @@ namespace kernels::cpu {
 template <class T, class Factor>
 struct ProductWorker {
   using Blocks = OperandBlocks<T, Factor>;
-  static constexpr Index most_rows = 384;  // of a group: each number of a panel is cut for so many
+  static constexpr Index most_rows = 768;  // of a group: each number of a panel is cut for so many
   static constexpr Index most_depth =
       1024;  // of a block of the sum: a pair of panels and the next one's numbers fit L2
   static constexpr Index tile_bytes = most_rows * most_depth * Index(sizeof(Factor));
@@ -81,6 +82,13 @@ struct ProductWorker {
 
   void run(const Product<T>& p, const Rows& rows, std::byte* tiles, Index first_pair, Index end_pair) const {
     std::byte* panels = tiles + tile_bytes;
+    if constexpr (std::is_same_v<T, float>) {
+      // By the weights' shape alone, since dots add in another order. Lines add as below.
+      if (p.a.sum_stride == 1 && p.b.sum_stride == 1 && p.n < small && p.sum >= 2 * small)
+        return run_dots(p, rows, first_pair, end_pair);
+      if (p.b.row_stride == 1 && (p.m <= few_rows || p.n <= small || p.sum <= small))
+        return run_lines(p, rows, panels, first_pair, end_pair);
+    }
     // 16-bit results are rounded once: sums of several blocks wait in f32.
     const bool waits = !std::is_same_v<T, float> && p.sum > most_depth;
     const Index first = first_pair * pair_columns, columns = std::min(p.n, end_pair * pair_columns) - first;
@@ -104,9 +112,61 @@ struct ProductWorker {
     for (Index i = 0; waits && i < rows.count(); ++i) {
       const float* from = sums.data() + i * columns;
       T* to = c + i * p.n;
-      for (Index l = 0; l < columns; ++l) to[l] = T(p.accumulate ? float(to[l]) + from[l] : from[l]);
+      for (Index l = 0; l < columns; l += pair_columns) {
+        const Index live = std::min(columns - l, pair_columns);
+        p.accumulate ? store<true>(from + l, live, to + l) : store<false>(from + l, live, to + l);
+      }
     }
   }
+
+  static constexpr Index small = 64, few_rows = 32;
+
+  void run_dots(const Product<T>& p, const Rows& rows, Index first_pair, Index end_pair) const {
+    const Index first = first_pair * pair_columns, columns = std::min(p.n, end_pair * pair_columns) - first;
+    table->small_dots({p.a.data + rows.begin * p.a.row_stride, p.b.data + first * p.b.row_stride,
+                       p.c + rows.begin * p.n + first, p.a.row_stride, p.b.row_stride, p.n, rows.count(), columns,
+                       p.sum, p.accumulate});
+  }
+
+  /// Factors are read where they lie, and lines too, but for those of less than a panel.
+  void run_lines(const Product<T>& p, const Rows& rows, std::byte* panels, Index first_pair, Index end_pair) const {
+    const Index tail = p.n % panel_columns != 0 ? std::min(end_pair, p.n / pair_columns) : end_pair;
+    // Where the sum is short, few lines serve all rows: results are then written along their rows.
+    const Index together = p.sum <= small ? std::max<Index>(1, 1024 / std::max<Index>(1, p.sum)) : 1;
+    for (Index k = 0; k == 0 || k < p.sum; k += most_depth) {
+      const Depth depth{k, std::min(p.sum, k + most_depth)};
+      for (Index pair = first_pair; pair < tail; pair += together) {
+        for (Index row = rows.begin; row < rows.end; row += table->small_rows) {
+          for (Index i = pair; i < std::min(tail, pair + together); ++i) {
+            const float* lines = p.b.data + k * p.b.sum_stride + i * pair_columns;
+            small_block(p, rows, depth, row, i, lines, panel_columns, p.b.sum_stride);
+          }
+        }
+      }
+      if (tail == end_pair) continue;
+      cut_panels(p.b, tail * pair_columns, p.n, depth, panels);
+      for (Index row = rows.begin; row < rows.end; row += table->small_rows)
+        small_block(p, rows, depth, row, tail, reinterpret_cast<const float*>(panels),
+                    depth.blocks() * 16 * panel_columns, panel_columns);
+    }
+  }
+
+  /// Some rows from `row` times a pair of panels.
+  void small_block(const Product<T>& p, const Rows& rows, const Depth& depth, Index row, Index pair, const float* lines,
+                   Index panel_stride, Index line_stride) const {
+    alignas(64) float sums[MicroKernels::most_rows * 32];
+    const Index count = std::min<Index>(rows.end - row, table->small_rows), column = pair * pair_columns;
+    const Index live = std::min(p.n - column, pair_columns);
+    table->small_lines(int(count), live > panel_columns ? 2 : 1,
+                       {p.a.data + row * p.a.row_stride + depth.begin * p.a.sum_stride, p.a.row_stride, p.a.sum_stride,
+                        lines, panel_stride, line_stride, depth.end - depth.begin, sums});
+    float* to = p.c + row * p.n + column;
+    for (Index i = 0; i < count; ++i, to += p.n) {
+      const float* from = sums + i * 32;
+      p.accumulate || depth.begin > 0 ? store<true>(from, live, to) : store<false>(from, live, to);
+    }
+  }
+
   static std::vector<float>& waiting() {
     static thread_local std::vector<float> sums;
     return sums;
@@ -128,9 +188,9 @@ struct ProductWorker {
       return;
     }
     alignas(64) float nowhere[16];
-    for (Index r = 0; r < rows.count(); r += 16) {
-      const Index live = std::min<Index>(16, rows.count() - r);
-      for (Index block = 0; block < depth.blocks(); ++block) {
+    for (Index block = 0; block < depth.blocks(); ++block) {  // along the rows, as memory has them
+      for (Index r = 0; r < rows.count(); r += 16) {
+        const Index live = std::min<Index>(16, rows.count() - r);
         float* lines[16];
         for (Index i = 0; i < 16; ++i)
           lines[i] = i < live ? reinterpret_cast<float*>(at[r + i] + block * step[r + i]) : nowhere;
@@ -141,13 +201,18 @@ struct ProductWorker {
   }
 
   static void cut_panels(const Operand<T>& from, Index column, Index n, const Depth& depth, std::byte* to) {
-    for (Index half = 0; half < 2 && column < n; ++half, column += panel_columns) {
-      const Index live = std::min(n - column, panel_columns);
-      for (Index block = 0; block < depth.blocks(); ++block, to += 16 * 64) {
-        float* lines[16];
-        for (Index i = 0; i < 16; ++i) lines[i] = reinterpret_cast<float*>(to + i * 64);
-        Blocks::template pack<false>(from, column, live, depth.begin + block * Blocks::depth, depth.end, lines);
-      }
+    const auto cut = [&](Index half, Index block) {
+      const Index first = column + half * panel_columns, live = std::min(n - first, panel_columns);
+      if (live <= 0) return;
+      float* lines[16];
+      for (Index i = 0; i < 16; ++i)
+        lines[i] = reinterpret_cast<float*>(to + ((half * depth.blocks() + block) * 16 + i) * 64);
+      Blocks::template pack<false>(from, first, live, depth.begin + block * Blocks::depth, depth.end, lines);
+    };
+    if (from.sum_stride == 1) {
+      for (Index i = 0; i < 2 * depth.blocks(); ++i) cut(i / depth.blocks(), i % depth.blocks());
+    } else {  // what lies side by side is read together
+      for (Index i = 0; i < 2 * depth.blocks(); ++i) cut(i % 2, i / 2);
     }
   }
 
@@ -185,19 +250,21 @@ struct ProductWorker {
 
   template <bool add, class Out>
   static void store(const float* __restrict from, Index live, Out* __restrict to) {
+    Index i = 0;
     if constexpr (std::is_same_v<Out, float>) {
       typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
-      if (live == pair_columns) {
-        MOE_UNROLL(4)
-        for (Index i = 0; i < pair_columns; i += 8) {
-          Vector value = *reinterpret_cast<const Vector*>(from + i);
-          if (add) value += *reinterpret_cast<const Vector*>(to + i);
-          *reinterpret_cast<Vector*>(to + i) = value;
-        }
-        return;
+      MOE_UNROLL(4)
+      for (; i + 8 <= live; i += 8) {
+        Vector value = *reinterpret_cast<const Vector*>(from + i);
+        if (add) value += *reinterpret_cast<const Vector*>(to + i);
+        *reinterpret_cast<Vector*>(to + i) = value;
       }
+    } else if (live == pair_columns) {
+      float values[pair_columns];
+      for (Index l = 0; l < pair_columns; ++l) values[l] = add ? float(to[l]) + from[l] : from[l];
+      return moe::detail::convert<pair_columns>(values, to);
     }
-    for (Index i = 0; i < live; ++i) to[i] = Out(add ? float(to[i]) + from[i] : from[i]);
+    for (; i < live; ++i) to[i] = Out(add ? float(to[i]) + from[i] : from[i]);
   }
 };
 
