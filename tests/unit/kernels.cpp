@@ -147,7 +147,7 @@ TEMPLATE_LIST_TEST_CASE("A row's product does not depend on the rows around it",
   using W = moe::Tensor3<T, Space>;
   const Space space{};
   const Index bound = 109, k = 300;
-  for (const Index n : {Index(70), Index(20)}) {
+  for (const Index n : {70, 21, 20, 3, 1}) {
     const auto rows = random<M>(1, bound, k), out = nans<M>(bound, n), drows = nans<M>(bound, k);
     const auto dout = random<M>(2, bound, n);
     const auto weight = random<W>(3, 3, n, k);

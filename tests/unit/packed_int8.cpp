@@ -62,7 +62,10 @@ TEMPLATE_TEST_CASE("Rows of zeros have step 0, rows with NaN or an infinity NaN,
   for (const Index size : {1, 5, 32, 70, 128}) {
     std::vector<float> row(size, -0.0f);
     std::vector<TestType> tile(tile_depth, 111);
-    const auto zeros = [&]() { return std::count(tile.begin(), tile.begin() + 128, 0) == 128; };
+    const auto zeros = [&]() {  // what is added to the row's sums included
+      const Index size = std::min<Index>(tile_depth, 128 + 4);
+      return std::count(tile.begin(), tile.begin() + size, 0) == size;
+    };
     CHECK(quantise_row(row.data(), size, 128, tile.data(), stride) == 0.0f);
     CHECK(zeros());
     row[size / 2] = 1e-40f;  // too small for 127 / it

@@ -249,13 +249,19 @@ TEST_CASE("Micro-kernels stay within their arrays") {
   for (int rows = 1; rows <= table.small_rows; ++rows) {
     for (const bool at_end : {true, false}) {
       const Index length = 37;
-      const Guarded<float> a(std::vector<float>(rows * length, 1.0f), at_end),
-          b(std::vector<float>(32 * length, 1.0f), at_end);
-      const Guarded<float> sums(32 * rows, at_end), dots(rows * 7, at_end);
-      table.small_lines(rows, 2, {a.data(), length, 1, b.data(), 16, 32, length, sums.data()});
-      CHECK(sums.data()[32 * rows - 1] == float(length));
-      table.small_dots({a.data(), b.data(), dots.data(), length, length, 7, rows, 7, length, false});
-      CHECK(dots.data()[rows * 7 - 1] == float(length));
+      const Guarded<float> a(std::vector<float>(rows * length, 1.0f), at_end);
+      const Guarded<float> b(std::vector<float>(7 * length, 1.0f), at_end), dots(rows * 7, at_end);
+      for (const bool add : {false, true}) {
+        table.small_dots({a.data(), b.data(), dots.data(), length, length, 7, rows, 7, length, add});
+        CHECK(dots.data()[rows * 7 - 1] == float(add ? 2 * length : length));
+      }
+      for (const int panels : {1, 2}) {
+        const Guarded<float> lines(std::vector<float>(16 * panels * length, 1.0f), at_end), sums(32 * rows, at_end);
+        table.small_lines(rows, panels, {a.data(), length, 1, lines.data(), 16, 16 * panels, length, sums.data()});
+        CHECK(sums.data()[32 * (rows - 1) + 16 * panels - 1] == float(length));
+        table.small_lines(rows, panels, {a.data(), 1, rows, lines.data(), 16, 16 * panels, length, sums.data()});
+        CHECK(sums.data()[32 * (rows - 1) + 16 * panels - 1] == float(length));
+      }
     }
   }
 }

@@ -164,10 +164,12 @@ struct FFNWorker {
           steps_of(to, depth)[begin + i] =
               quantise_row(from[i], row < 0 ? 0 : hidden, depth, tile + i * in_line, rows * in_line);
       }
-      for (Index k = 0; !quantised && k < depth; k += in_line) {
-        const Index live = std::clamp<Index>(hidden - k, 0, in_line);
-        for (Index i = 0; i < rows; ++i, tile += in_line)
-          copy_line(from[i] == nullptr ? nullptr : from[i] + k, live, tile);
+      if constexpr (!quantised) {
+        for (Index k = 0; k < depth; k += in_line) {
+          const Index live = std::clamp<Index>(hidden - k, 0, in_line);
+          for (Index i = 0; i < rows; ++i, tile += in_line)
+            copy_line(from[i] == nullptr || live == 0 ? nullptr : from[i] + k, live, tile);
+        }
       }
     }
   }
@@ -228,6 +230,7 @@ struct FFNWorker {
                        const Before& before, const Finish& finish) const {
     const MicroKernel& single = quantised ? table->int8_row : sizeof(T) == 4 ? table->f32_row : table->bf16_row;
     const MicroKernel& run = chunk.rows == 1 ? single : kernel(chunk.rows);
+    if (run.panels == 1) return pair;
     const Index width = chunk.rows == 1 ? 64 : 32;  // of a row of sums
     const Index apart = (end - pair) / run.panels, size = weights.panel_size() * Index(sizeof(T));
     alignas(64) float sums[2][fewest_ahead * 32], of_pair[fewest_ahead * 32];
@@ -256,7 +259,9 @@ struct FFNWorker {
         [](Index, Index) {}, finish);
   }
 
-  void finish_up(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index pair, Index t, float* sums) const {
+  /// Compiled once, so that its roundings do not depend on the number of rows.
+  [[gnu::noinline]] void finish_up(const RowChunk& chunk, std::byte* tiles, std::byte* hidden, Index pair, Index t,
+                                   float* sums) const {
     const Index width = gated ? 16 : 32, begin = chunk.tile(t), rows = chunk.tile(t + 1) - begin;
     const PairFinish finish(call->up, chunk, pair, steps_of(tiles, call->up.depth), call->up_bias);
     Factor* tile = tile_at(hidden, begin, call->down.depth);
@@ -305,8 +310,8 @@ struct FFNWorker {
              coming, before, finish);
   }
 
-  void finish_down(const RowChunk& chunk, std::byte* hidden, Index pair, Index t, float* __restrict sums,
-                   float* const* y, const float* weight) const {
+  [[gnu::noinline]] void finish_down(const RowChunk& chunk, std::byte* hidden, Index pair, Index t,
+                                     float* __restrict sums, float* const* y, const float* weight) const {
     const Index column = pair * 32, live = std::min<Index>(32, call->hidden - column);
     const PairFinish finish(call->down, chunk, pair, steps_of(hidden, call->down.depth), call->down_bias);
     for (Index i = chunk.tile(t); i < chunk.tile(t + 1); ++i, sums += 32) {

@@ -22,8 +22,8 @@ MicroKernels make_table() {
                      {},
                      {},
                      small_rows,
-                     &small_lines,
-                     &small_dots};
+                     &small_lines<>,
+                     &small_dots<>};
   constexpr auto rows = std::make_integer_sequence<int, MicroKernels::most_rows + 1>{};
   list<Full>(table.f32, rows);
   list<Short>(table.bf16, rows);

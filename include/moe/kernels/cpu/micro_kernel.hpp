@@ -346,7 +346,8 @@ void multiply(const void* tile, const void* panel, std::int64_t stride, std::int
       MOE_UNROLL(16)
       for (int i = 0; i < rows; ++i) {
         MOE_UNROLL(8)
-        for (int v = 0; v < slice; ++v) sum[i][v] += reinterpret_cast<const Pair*>(from)[16 * i];
+        for (int v = 0; v < slice; ++v)  // as words, since sums with the offset may have passed int32's end
+          sum[i][v] = (Sum)((Words)sum[i][v] + std::uint32_t(reinterpret_cast<const Pair*>(from)[16 * i]));
       }
     }
     MOE_UNROLL(16)

@@ -4,9 +4,9 @@
 ///
 /// Weights lie in panels: 16 columns, lines of 64 bytes, a line for each k (float), pair of k (bfloat16) or two pairs
 /// (int8). Rows lie in tiles: [block of the sum][row][64 bytes], 16 floats, 32 bfloat16 or, for int8, 32 int16 or 64
-/// int8 a line. A kernel multiplies one tile by one or two panels over the whole sum, in registers; sums (row, 32) go
-/// to the nearest cache, where the caller finishes them. A sum runs over k in order, whatever the number of rows: a
-/// row's result depends on nothing else.
+/// int8 a line. A kernel multiplies one tile by one or two panels (a row by four) over the whole sum, in registers;
+/// sums (row, 32) go to the nearest cache, where the caller finishes them. A sum runs over k in order, whatever the
+/// number of rows: a row's result depends on nothing else.
 
 #include <cstdio>
 

@@ -83,7 +83,7 @@ struct ProductWorker {
   void run(const Product<T>& p, const Rows& rows, std::byte* tiles, Index first_pair, Index end_pair) const {
     std::byte* panels = tiles + tile_bytes;
     if constexpr (std::is_same_v<T, float>) {
-      // By the weights' shape alone, since dots add in another order. Lines add as below.
+      // Of products over rows by the weights' shape alone, since dots add in another order. Lines add as below.
       if (p.a.sum_stride == 1 && p.b.sum_stride == 1 && p.n < small && p.sum >= 2 * small)
         return run_dots(p, rows, first_pair, end_pair);
       if (p.b.row_stride == 1 && (p.m <= few_rows || p.n <= small || p.sum <= small))

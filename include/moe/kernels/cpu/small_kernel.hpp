@@ -11,6 +11,8 @@ namespace kernels::cpu::MOE_INSTRUCTION_SET {
 
 typedef float Loose __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
 
+/// A single sum is pinned after each step: tuned for some processors, g++ fuses products and additions of many sums,
+/// but not of one, and a row's bits must not depend on how many rows are beside it.
 template <int rows, int panels>
 void multiply_lines(const SmallLines& of) {
   constexpr int width = panels * vectors;
@@ -33,7 +35,10 @@ void multiply_lines(const SmallLines& of) {
       for (int i = 0; i < rows; ++i) {
         const float factor = a[i][at];
         MOE_UNROLL(8)
-        for (int v = 0; v < slice; ++v) sum[i][v] += factor * line[v];
+        for (int v = 0; v < slice; ++v) {
+          sum[i][v] += factor * line[v];
+          if constexpr (rows * slice == 1) pin(sum[i][v]);
+        }
       }
     }
     MOE_UNROLL(8)
@@ -63,7 +68,8 @@ void choose_lines(int count, int panels, const SmallLines& of, std::integer_sequ
     one[count - 1](second);
   }
 }
-inline void small_lines(int rows, int panels, const SmallLines& of) {
+template <class = void>
+void small_lines(int rows, int panels, const SmallLines& of) {
   choose_lines(rows, panels, of, std::make_integer_sequence<int, small_rows>{});
 }
 
@@ -80,28 +86,45 @@ inline void small_lines(int rows, int panels, const SmallLines& of) {
 }
 
 template <int rows, int columns>
-void multiply_dots(const SmallDots& of, const float* a, const float* b, float* c) {
-  Vector sum[rows][columns] = {};
-  std::int64_t k = 0;
-  for (; k + lanes <= of.length; k += lanes) {
-    Vector right[columns];
+[[gnu::always_inline]] inline void add_dots(const float* const* a, const float* const* b, std::int64_t k,
+                                            Vector (&sum)[rows][columns]) {
+  Vector right[columns];
+  MOE_UNROLL(4)
+  for (int j = 0; j < columns; ++j) {
+    right[j] = *reinterpret_cast<const Loose*>(b[j] + k);
+    pin(right[j]);
+  }
+  MOE_UNROLL(4)
+  for (int i = 0; i < rows; ++i) {
+    const Vector left = *reinterpret_cast<const Loose*>(a[i] + k);
     MOE_UNROLL(4)
     for (int j = 0; j < columns; ++j) {
-      right[j] = *reinterpret_cast<const Loose*>(b + j * of.b_stride + k);
-      pin(right[j]);
+      sum[i][j] += left * right[j];
+      if constexpr (rows * columns == 1) pin(sum[i][j]);  // as above
     }
-    MOE_UNROLL(4)
-    for (int i = 0; i < rows; ++i) {
-      const Vector left = *reinterpret_cast<const Loose*>(a + i * of.a_stride + k);
-      MOE_UNROLL(4)
-      for (int j = 0; j < columns; ++j) sum[i][j] += left * right[j];
+  }
+}
+
+template <int rows, int columns>
+void multiply_dots(const SmallDots& of, const float* a, const float* b, float* c) {
+  const float *left[rows], *right[columns];
+  for (int i = 0; i < rows; ++i) left[i] = a + i * of.a_stride;
+  for (int j = 0; j < columns; ++j) right[j] = b + j * of.b_stride;
+  Vector sum[rows][columns] = {};
+  std::int64_t k = 0;
+  for (; k + lanes <= of.length; k += lanes) add_dots<rows, columns>(left, right, k, sum);
+  if (k < of.length) {  // once more, with zeros behind the end
+    float rest[rows + columns][lanes] = {};
+    for (int i = 0; i < rows + columns; ++i) {
+      const float*& from = i < rows ? left[i] : right[i - rows];
+      for (int l = 0; l < of.length - k; ++l) rest[i][l] = from[k + l];
+      from = rest[i];
     }
+    add_dots<rows, columns>(left, right, 0, sum);
   }
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < columns; ++j) {
-      float result = total(sum[i][j]);
-      for (std::int64_t rest = k; rest < of.length; ++rest)
-        result += a[i * of.a_stride + rest] * b[j * of.b_stride + rest];
+      const float result = total(sum[i][j]);
       float& to = c[i * of.c_stride + j];
       to = of.add ? to + result : result;
     }
@@ -114,7 +137,8 @@ void dots_of_columns(const SmallDots& of, const float* b, float* c) {
   for (; i + 4 <= of.rows; i += 4) multiply_dots<4, columns>(of, of.a + i * of.a_stride, b, c + i * of.c_stride);
   for (; i < of.rows; ++i) multiply_dots<1, columns>(of, of.a + i * of.a_stride, b, c + i * of.c_stride);
 }
-inline void small_dots(const SmallDots& of) {
+template <class = void>
+void small_dots(const SmallDots& of) {
   constexpr int together = lanes == 16 ? 4 : 2;
   std::int64_t j = 0;
   for (; j + together <= of.columns; j += together) dots_of_columns<together>(of, of.b + j * of.b_stride, of.c + j);
