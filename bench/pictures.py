@@ -24,10 +24,11 @@ COLOURS = {
     "#080808": ("c4", "#8f8200", "#e8dc4a"),
     "#090909": ("c5", "#56b4e9", "#83cbf5"),
     "#0a0a0a": ("c6", "#7d4ea8", "#b48ae0"),
+    "#0c0c0c": ("c7", "#b3261e", "#ff8a80"),
     "#0b0b0b": ("muted", "#5b6570", "#9ba5af"),
 }
 FOREGROUND, BACKGROUND, GRID, OURS, *PEERS, MUTED = COLOURS
-MARKERS = "sD^vPX"
+MARKERS = "sD^vPX*"
 STAGES = {"route": PEERS[0], "dispatch": PEERS[1], "experts": OURS, "combine": PEERS[2], "branches": PEERS[4]}
 
 plt.rcParams.update(
@@ -153,7 +154,10 @@ def growth(cases, path):
         axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.grid(True)
     axes[0][0].set(ylabel="GFLOP/s", ylim=(0, None))
-    axes[0][0].legend(loc="upper center", bbox_to_anchor=(0.5 * len(panels), 1.16), ncols=4, fontsize=9)
+    handles = {handle.get_label(): handle for axis in axes[0] for handle in axis.get_lines()}  # one of each name
+    axes[0][0].legend(
+        handles=handles.values(), loc="upper center", bbox_to_anchor=(0.5 * len(panels), 1.16), ncols=4, fontsize=9
+    )
     save(figure, path, "Rates as experts become more and finer")
 
 
