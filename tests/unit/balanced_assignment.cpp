@@ -1,87 +1,14 @@
-// Balanced assignment against its golden and an exact solver; Sinkhorn's plan against plain scaling.
+// Balanced assignment against its golden and an exact solver.
 #include <moe/routing/balanced_assignment.hpp>
 #include <moe/routing/router.hpp>
-#include <moe/routing/sinkhorn.hpp>
 
-#include "moe_test/cases.hpp"
+#include "moe_test/choices.hpp"
 #include "moe_test/golden.hpp"
 #include "reference/assignment.hpp"
 
 namespace balanced_assignment_test {
 
 using namespace moe_test;
-using moe::ExpertId;
-using Rows = std::vector<std::vector<double>>;
-using Choices = std::vector<ExpertId>;
-constexpr double infinity = std::numeric_limits<double>::infinity();
-
-/// A selection's input beside the keys.
-struct Setting {
-  bool training = true;
-  std::vector<std::uint8_t> mask = {};
-  std::vector<Index> sequences = {};
-};
-
-template <class View, class T>
-View device(const std::vector<T>& values) {
-  View view("values", values.size());
-  const auto copy = Kokkos::create_mirror_view(view);
-  std::copy(values.begin(), values.end(), copy.data());
-  Kokkos::deep_copy(view, copy);
-  return view;
-}
-
-template <class T, class Space>
-moe::Matrix<T, Space> matrix(const Rows& rows, int columns) {
-  moe::Matrix<T, Space> view("rows", rows.size(), columns);
-  const auto copy = Kokkos::create_mirror_view(view);
-  for (std::size_t t = 0; t < rows.size(); ++t)
-    for (int e = 0; e < columns; ++e) copy(t, e) = T(rows[t][e]);
-  Kokkos::deep_copy(view, copy);
-  return view;
-}
-
-template <class T, class Space>
-moe::Batch<T, Space> batch_of(std::size_t tokens, const Setting& setting) {
-  moe::Batch<T, Space> batch;
-  batch.x = moe::Matrix<T, Space>("x", tokens, 1);
-  if (!setting.mask.empty()) batch.mask = device<moe::Vector<std::uint8_t, Space>>(setting.mask);
-  if (!setting.sequences.empty()) batch.sequence_offsets = indices<Space>(setting.sequences);
-  return batch;
-}
-
-/// What `policy` chooses: k entries a token.
-template <class T, class Space, class Policy>
-Choices choose(const Policy& policy, const Rows& rows, int experts, const Setting& setting = {}, int k = 1,
-               const Space& space = {}) {
-  policy.check({experts, 1});
-  moe::Context<Space> ctx;
-  ctx.space = space;
-  ctx.training = setting.training;
-  const auto batch = batch_of<T, Space>(rows.size(), setting);
-  moe::Assignments<T, Space> assignments;
-  assignments.tokens = batch.tokens();
-  assignments.bound = policy.bound(batch, experts);
-  REQUIRE(assignments.bound == Index(rows.size()) * k);
-  assignments.token_offsets = filled<moe::Vector<Index, Space>>(-5, rows.size() + 1);
-  assignments.expert = filled<moe::Vector<ExpertId, Space>>(-5, assignments.bound);
-  policy.select(ctx, matrix<T, Space>(rows, experts), batch, assignments);
-  ctx.space.fence();
-  const auto offsets = host(assignments.token_offsets);
-  for (std::size_t t = 0; t <= rows.size(); ++t) REQUIRE(offsets(t) == Index(t) * k);
-  const auto chosen = host(assignments.expert);
-  return {chosen.data(), chosen.data() + chosen.size()};
-}
-
-/// Normal keys, rounded to float so that both precisions see the same problem.
-Rows normal_keys(int tokens, int experts, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<double> normal;
-  Rows rows(tokens, std::vector<double>(experts));
-  for (auto& row : rows)
-    for (double& key : row) key = float(normal(engine));
-  return rows;
-}
 
 template <class Ids>
 double total(const Rows& rows, const Ids& chosen) {
@@ -287,25 +214,19 @@ TEMPLATE_LIST_TEST_CASE("Groups are assigned for themselves, and padding gets no
 TEMPLATE_LIST_TEST_CASE("No token is a batch like others", "", Cases) {
   using Space = typename TestType::Space;
   using T = typename TestType::T;
-  for (bool training : {true, false}) {
+  for (bool training : {true, false})
     CHECK(choose<T, Space>(moe::BalancedAssignment{}, {}, 3, {.training = training}).empty());
-    CHECK(choose<T, Space>(moe::Sinkhorn<2>{}, {}, 3, {.training = training}, 2).empty());
-  }
 }
 
-TEST_CASE("Settings of balanced selections that cannot work are refused") {
+TEST_CASE("Settings that cannot work are refused") {
   const moe::RouterShape shape{4, 1};
   CHECK_THROWS_AS(with(0).check(shape), moe::ConfigError);
   CHECK_THROWS_AS(with(std::nan("")).check(shape), moe::ConfigError);
-  CHECK_THROWS_AS(moe::Sinkhorn<5>{}.check(shape), moe::ConfigError);
-  moe::Sinkhorn<> policy;
-  policy.max_iterations = 0;
-  CHECK_THROWS_AS(policy.check(shape), moe::ConfigError);
 }
 
 int allocations = 0;
 
-TEST_CASE("The second balanced selection of a shape allocates nothing") {
+TEST_CASE("The second assignment of a shape allocates nothing") {
   using Space = Kokkos::DefaultHostExecutionSpace;
   const int tokens = 40, experts = 3;
   const auto batch = batch_of<float, Space>(tokens, {});
@@ -316,7 +237,6 @@ TEST_CASE("The second balanced selection of a shape allocates nothing") {
   moe::Context<Space> ctx;
   const auto step = [&] {
     moe::BalancedAssignment{.scope = moe::Scope::groups_of(20)}.select(ctx, keys, batch, assignments);
-    moe::Sinkhorn<>{}.select(ctx, keys, batch, assignments);
   };
   step();
   allocations = 0;
@@ -328,148 +248,21 @@ TEST_CASE("The second balanced selection of a shape allocates nothing") {
 }
 
 #if defined(KOKKOS_ENABLE_OPENMP)
-TEST_CASE("Assignments and plans are the same for 1, 2 and 3 threads") {
+TEST_CASE("Assignments are the same for 1, 2 and 3 threads") {
   using Space = Kokkos::OpenMP;
   Rows rows = normal_keys(210, 8, 6);
   for (int t = 0; t < 60; ++t) rows[t + 60] = rows[t];  // tokens alike bid alike
   for (const auto scope : {moe::Scope::batch(), moe::Scope::groups_of(70)}) {
     for (int team_size : {0, 1, 2, 3}) {
       moe::BalancedAssignment policy{.scope = scope, .team_size = team_size};
-      moe::Sinkhorn<2> plan;
-      plan.scope = scope;
       const auto one = choose<float, Space>(policy, rows, 8, {}, 1, Space(1));
-      const auto one_plan = choose<float, Space>(plan, rows, 8, {}, 2, Space(1));
       for (int threads : {2, 3}) {
         const Space space(threads);
         CHECK(choose<float, Space>(policy, rows, 8, {}, 1, space) == one);
-        CHECK(choose<float, Space>(plan, rows, 8, {}, 2, space) == one_plan);
       }
     }
   }
 }
 #endif
-
-/// Scaling as textbooks have it: rows to 1, columns to n / E, many times.
-Rows naive_plan(const Rows& rows) {
-  Rows plan = rows;
-  const std::size_t experts = rows[0].size();
-  for (auto& row : plan)
-    for (double& entry : row) entry = std::exp(entry);
-  for (int i = 0; i < 5000; ++i) {
-    for (auto& row : plan) {
-      double sum = 0;
-      for (double entry : row) sum += entry;
-      for (double& entry : row) entry /= sum;
-    }
-    for (std::size_t e = 0; e < experts; ++e) {
-      double sum = 0;
-      for (const auto& row : plan) sum += row[e];
-      for (auto& row : plan) row[e] *= double(rows.size()) / double(experts) / sum;
-    }
-  }
-  return plan;
-}
-
-template <class T, class Space>
-Rows plan_of(const moe::Sinkhorn<>& policy, const Rows& rows, int experts, const Setting& setting = {}) {
-  moe::Context<Space> ctx;
-  const auto keys = matrix<T, Space>(rows, experts);
-  policy.log_plan(ctx, keys, batch_of<T, Space>(rows.size(), setting));
-  ctx.space.fence();
-  const auto result = host(keys);
-  Rows plan(rows.size(), std::vector<double>(experts));
-  for (std::size_t t = 0; t < rows.size(); ++t)
-    for (int e = 0; e < experts; ++e) plan[t][e] = std::exp(double(result(t, e)));
-  return plan;
-}
-
-TEMPLATE_LIST_TEST_CASE("Sinkhorn's plan has its marginals and is that of plain scaling", "", Cases) {
-  using Space = typename TestType::Space;
-  using T = typename TestType::T;
-  moe::Sinkhorn<> policy;
-  for (const auto& [tokens, experts] : {std::pair{1, 3}, {5, 1}, {40, 6}, {33, 8}}) {
-    const Rows rows = normal_keys(tokens, experts, 7);
-    const Rows plan = plan_of<T, Space>(policy, rows, experts);
-    for (const auto& row : plan) {
-      double sum = 0;
-      for (double entry : row) sum += entry;
-      CHECK(sum == Approx(1).epsilon(2e-3));
-    }
-    for (int e = 0; e < experts; ++e) {
-      double sum = 0;
-      for (const auto& row : plan) sum += row[e];
-      CHECK(sum == Approx(double(tokens) / experts).epsilon(1e-5));
-    }
-    auto exact = policy;
-    exact.tolerance = std::is_same_v<T, double> ? 1e-12 : 0;
-    exact.max_iterations = 1000;
-    const Rows fine = plan_of<T, Space>(exact, rows, experts), expected = naive_plan(rows);
-    double worst = 0;
-    for (int t = 0; t < tokens; ++t)
-      for (int e = 0; e < experts; ++e) worst = std::max(worst, std::abs(fine[t][e] - expected[t][e]));
-    CHECK(worst < (std::is_same_v<T, double> ? 1e-10 : 1e-5));
-  }
-}
-
-TEMPLATE_LIST_TEST_CASE("Sinkhorn chooses by the plan while training, by the keys otherwise", "", Cases) {
-  using Space = typename TestType::Space;
-  using T = typename TestType::T;
-  const int tokens = 48, experts = 6;
-  Rows rows = normal_keys(tokens, experts, 8);
-  for (auto& row : rows) row[2] += 3;  // all prefer expert 2
-  auto largest = [](const std::vector<double>& row) {
-    const auto first = std::max_element(row.begin(), row.end());
-    std::vector<double> others = row;
-    others[first - row.begin()] = -infinity;
-    return std::pair{ExpertId(first - row.begin()),
-                     ExpertId(std::max_element(others.begin(), others.end()) - others.begin())};
-  };
-  moe::Sinkhorn<2> policy;
-  policy.tolerance = 1e-5;
-  const Rows plan = naive_plan(rows);
-  for (bool training : {true, false}) {
-    const auto chosen = choose<T, Space>(policy, rows, experts, {.training = training}, 2);
-    int in_favour = 0;
-    for (int t = 0; t < tokens; ++t) {
-      const auto [first, second] = largest(training ? plan[t] : rows[t]);
-      CHECK(chosen[2 * t] == first);
-      CHECK(chosen[2 * t + 1] == second);
-      in_favour += chosen[2 * t] == 2;
-    }
-    CHECK((training ? in_favour < 16 : in_favour > 40));
-  }
-}
-
-TEMPLATE_LIST_TEST_CASE("Sinkhorn leaves padding, forbidden experts and other groups out", "", Cases) {
-  using Space = typename TestType::Space;
-  using T = typename TestType::T;
-  Rows rows = normal_keys(30, 4, 9);
-  Setting setting{.mask = std::vector<std::uint8_t>(30, 1), .sequences = {0, 12, 12, 30}};
-  setting.mask[3] = setting.mask[29] = 0;
-  moe::Sinkhorn<> policy;
-  policy.scope = moe::Scope::sequence();
-  const Rows plan = plan_of<T, Space>(policy, rows, 4, setting);
-  for (int e = 0; e < 4; ++e) {
-    double first = 0, second = 0;
-    for (int t = 0; t < 30; ++t) (t < 12 ? first : second) += plan[t][e];
-    CHECK(first == Approx(11 / 4.0).epsilon(1e-5));
-    CHECK(second == Approx(17 / 4.0).epsilon(1e-5));
-  }
-  CHECK(plan[3] == std::vector<double>(4, 0));
-
-  rows[5] = std::vector<double>(4, -infinity);
-  rows[6] = {-infinity, 1, -infinity, -infinity};
-  rows[7][0] = std::numeric_limits<double>::quiet_NaN();
-  rows[8][0] = infinity;
-  for (auto& row : rows) row[2] = -infinity;
-  moe::Sinkhorn<3> three;
-  three.scope = policy.scope;
-  const auto chosen = choose<T, Space>(three, rows, 4, setting, 3);
-  CHECK(std::count(chosen.begin(), chosen.end(), 2) == 0);
-  for (int t : {3, 5, 29}) CHECK(Choices(chosen.begin() + 3 * t, chosen.begin() + 3 * t + 3) == Choices(3, -1));
-  CHECK(Choices(chosen.begin() + 18, chosen.begin() + 21) == Choices{1, -1, -1});
-  CHECK(std::count(chosen.begin() + 21, chosen.begin() + 24, 0) == 0);
-  CHECK(chosen[24] == 0);
-}
 
 }  // namespace balanced_assignment_test

@@ -35,7 +35,8 @@ inline void convert_eight(const float* from, bfloat16* to) {
 }
 #endif
 
-/// to[i] = To(from[i]) for `count` numbers, by vectors on hosts: float16's by F16C, where compiled for.
+/// to[i] = To(from[i]) for `count` numbers, by vectors on hosts: to bfloat16, and float16's by F16C, where
+/// compiled for.
 template <int count, class From, class To>
 KOKKOS_FUNCTION void convert(const From* from, To* to) {
   int i = 0;

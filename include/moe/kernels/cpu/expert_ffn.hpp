@@ -173,17 +173,6 @@ struct FFNWorker {
       }
     }
   }
-  static void copy_line(const Token<T>* __restrict from, Index live, Factor* __restrict to) {
-    if (from != nullptr && live == in_line) {
-      if constexpr (std::is_same_v<Token<T>, Factor>) {
-        std::memcpy(to, from, 64);
-      } else {
-        for (Index l = 0; l < in_line; ++l) to[l] = Factor(from[l]);
-      }
-    } else {
-      for (Index l = 0; l < in_line; ++l) to[l] = from != nullptr && l < live ? Factor(from[l]) : Factor(0.0f);
-    }
-  }
 
   /// The products of a chunk's tiles with pairs of panels: finish(pair, tile, sums (rows, 32)) takes them, and
   /// before(pair, tile) comes right before. `coming`: what is read behind the pairs.

@@ -54,22 +54,8 @@ struct MicroKernel {
   int panels;
 };
 
-/// Factors a[i row_stride + k sum_stride], and lines of 16 numbers a panel at b + k line_stride; sums (rows, 32).
-struct SmallLines {
-  const float* a;
-  std::int64_t row_stride, sum_stride;
-  const float* b;
-  std::int64_t panel_stride, line_stride, lines;
-  float* sums;
-};
-
-/// c (+)= a b^T, where rows of both lie along the sum.
-struct SmallDots {
-  const float *a, *b;
-  float* c;
-  std::int64_t a_stride, b_stride, c_stride, rows, columns, length;
-  bool add;
-};
+struct SmallLines;
+struct SmallDots;
 
 struct MicroKernels {
   static constexpr int most_rows = 14;

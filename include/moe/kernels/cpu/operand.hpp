@@ -9,6 +9,7 @@
 
 #include "moe/core/bfloat16.hpp"
 #include "moe/core/compiler.hpp"
+#include "moe/kernels/cpu/panels.hpp"
 #include "moe/kernels/product.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -99,15 +100,7 @@ struct OperandBlocks {
     }
   }
 
-  static void line(const T* __restrict from, Index live, float* __restrict to) {
-    auto* __restrict out = reinterpret_cast<Factor*>(to);
-    if (from != nullptr && live == depth) {
-      for (Index i = 0; i < depth; ++i) out[i] = Factor(from[i]);
-    } else {
-      std::memset(to, 0, 64);
-      for (Index i = 0; from != nullptr && i < live; ++i) out[i] = Factor(from[i]);
-    }
-  }
+  static void line(const T* from, Index live, float* to) { copy_line(from, live, reinterpret_cast<Factor*>(to)); }
   /// Two numbers of the sum, the first in the lower half.
   static void pairs(const T* first, const T* second, Index live, float* to) {
     if (live == 16 && second != nullptr) {

@@ -39,6 +39,17 @@ class PageBuffer {
 
 inline constexpr Index panel_columns = 16, pair_columns = 32;
 
+/// A line of 64 bytes: `live` numbers, then zeros. Null: zeros alone.
+template <class To, class From>
+void copy_line(const From* __restrict from, Index live, To* __restrict to) {
+  constexpr Index in_line = 64 / Index(sizeof(To));
+  if (from != nullptr && live == in_line) {
+    for (Index l = 0; l < in_line; ++l) to[l] = To(from[l]);
+  } else {
+    for (Index l = 0; l < in_line; ++l) to[l] = from != nullptr && l < live ? To(from[l]) : To(0.0f);
+  }
+}
+
 /// Two panels of 16 columns after two panels, over the whole depth; both extents are padded with zeros. A line of a
 /// panel is 64 bytes: one k (float), a pair (bfloat16) or two pairs (int8), [pair][column][k of the pair]. The same on
 /// every instruction set. int8 numbers are multiplied by their column's scale.

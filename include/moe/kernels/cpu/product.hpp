@@ -23,8 +23,8 @@ template <class T, class Factor>
 struct ProductWorker {
   using Blocks = OperandBlocks<T, Factor>;
   static constexpr Index most_rows = 768;  // of a group: each number of a panel is cut for so many
-  static constexpr Index most_depth =
-      1024;  // of a block of the sum: a pair of panels and the next one's numbers fit L2
+  // Of a block of the sum: a pair of panels and the next one's numbers fit L2.
+  static constexpr Index most_depth = 1024;
   static constexpr Index tile_bytes = most_rows * most_depth * Index(sizeof(Factor));
   static constexpr Index panel_bytes = pair_columns * most_depth * Index(sizeof(Factor));
 
@@ -132,7 +132,7 @@ struct ProductWorker {
   void run_lines(const Product<T>& p, const Rows& rows, std::byte* panels, Index first_pair, Index end_pair) const {
     const Index tail = p.n % panel_columns != 0 ? std::min(end_pair, p.n / pair_columns) : end_pair;
     // Where the sum is short, few lines serve all rows: results are then written along their rows.
-    const Index together = p.sum <= small ? std::max<Index>(1, 1024 / std::max<Index>(1, p.sum)) : 1;
+    const Index together = p.sum <= small ? 1024 / std::max<Index>(1, p.sum) : 1;
     for (Index k = 0; k == 0 || k < p.sum; k += most_depth) {
       const Depth depth{k, std::min(p.sum, k + most_depth)};
       for (Index pair = first_pair; pair < tail; pair += together) {
@@ -209,11 +209,10 @@ struct ProductWorker {
         lines[i] = reinterpret_cast<float*>(to + ((half * depth.blocks() + block) * 16 + i) * 64);
       Blocks::template pack<false>(from, first, live, depth.begin + block * Blocks::depth, depth.end, lines);
     };
-    if (from.sum_stride == 1) {
-      for (Index i = 0; i < 2 * depth.blocks(); ++i) cut(i / depth.blocks(), i % depth.blocks());
-    } else {  // what lies side by side is read together
-      for (Index i = 0; i < 2 * depth.blocks(); ++i) cut(i % 2, i / 2);
-    }
+    // What lies side by side is read together.
+    const Index blocks = depth.blocks();
+    const bool along = from.sum_stride == 1;
+    for (Index i = 0; i < 2 * blocks; ++i) along ? cut(i / blocks, i % blocks) : cut(i % 2, i / 2);
   }
 
   /// The tiles times a pair of panels. Meanwhile the next pair's numbers are asked for where they lie.

@@ -7,7 +7,26 @@
 
 MOE_NAMESPACE_BEGIN
 
-namespace kernels::cpu::MOE_INSTRUCTION_SET {
+namespace kernels::cpu {
+
+/// Factors a[i row_stride + k sum_stride], and lines of 16 numbers a panel at b + k line_stride; sums (rows, 32).
+struct SmallLines {
+  const float* a;
+  std::int64_t row_stride, sum_stride;
+  const float* b;
+  std::int64_t panel_stride, line_stride, lines;
+  float* sums;
+};
+
+/// c (+)= a b^T, where rows of both lie along the sum.
+struct SmallDots {
+  const float *a, *b;
+  float* c;
+  std::int64_t a_stride, b_stride, c_stride, rows, columns, length;
+  bool add;
+};
+
+namespace MOE_INSTRUCTION_SET {
 
 typedef float Loose __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
 
@@ -145,6 +164,8 @@ void small_dots(const SmallDots& of) {
   for (; j < of.columns; ++j) dots_of_columns<1>(of, of.b + j * of.b_stride, of.c + j);
 }
 
-}  // namespace kernels::cpu::MOE_INSTRUCTION_SET
+}  // namespace MOE_INSTRUCTION_SET
+
+}  // namespace kernels::cpu
 
 MOE_NAMESPACE_END
