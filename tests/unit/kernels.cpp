@@ -270,27 +270,3 @@ TEMPLATE_TEST_CASE("Many threads give the bits of one", "", float, double) {
   CHECK(same_bits(dweight, many_dweight));
 }
 #endif
-
-TEMPLATE_LIST_TEST_CASE("The portable products are right wherever they run", "", Cases) {
-  using Space = typename TestType::Space;
-  using T = typename TestType::T;
-  using M = moe::Matrix<T, Space>;
-  using W = moe::Tensor3<T, Space>;
-  using P = moe::kernels::Product<T>;
-  const Space space{};
-  const Index bound = 70, n = 13, k = 21, last = 61;
-  const auto offsets = indices<Space>({0, 0, 3, 3, 60, last});
-  const auto rows = random<M>(1, bound, k), dout = random<M>(2, bound, n);
-  const auto weight = random<W>(3, 5, n, k);
-  const auto out = nans<M>(bound, n), fast = nans<M>(bound, n);
-  const auto dweight = filled<W>(0, 5, n, k), fast_dweight = filled<W>(0, 5, n, k);
-  moe::kernels::portable::multiply(space, P::over_rows(offsets.data(), 5, bound, n, k, {rows.data(), k, 1, 0},
-                                                       {weight.data(), k, 1, n * k}, out.data(), false));
-  moe::kernels::portable::multiply(
-      space, P::over_sum(offsets.data(), 5, n, k, {dout.data(), 1, n, 0}, {rows.data(), 1, k, 0}, dweight.data()));
-  moe::kernels::grouped_forward<T, Space>(space, offsets, rows, weight, fast);
-  moe::kernels::grouped_backward_weight<T, Space>(space, offsets, dout, rows, fast_dweight);
-  CHECK(largest_difference(out, host(fast).data(), 0, last * n) <= tolerance<T>(k));
-  CHECK(all_nan(out, last * n));
-  CHECK(largest_difference(dweight, host(fast_dweight).data(), 0, 5 * n * k) <= tolerance<T>(last));
-}

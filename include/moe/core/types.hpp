@@ -86,6 +86,16 @@ struct Team {
 
 namespace detail {
 
+/// Does `Space` take the code paths of devices? Hosts do where MOE_DEVICE_PATHS is defined: their tests then run the
+/// devices' kernels.
+#if defined(MOE_DEVICE_PATHS)
+template <class Space>
+inline constexpr bool device_path = true;
+#else
+template <class Space>
+inline constexpr bool device_path = !on_host<Space>;
+#endif
+
 template <class View>
 KOKKOS_FUNCTION auto row_of(const View& matrix, Index i) {
   return Row<typename View::value_type>{matrix.data() + i * Index(matrix.extent(1)), Index(matrix.extent(1))};

@@ -84,9 +84,14 @@ struct ExpertFFN {
     detail::shape(saved.up, "moe::up", r, p.up.extent(1));
     typename Context<Space>::Scratch scratch(ctx);
     auto hidden = scratch.template matrix<T>(r, inner);
-    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up), saved.up);
-    if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
-    run(ctx, r, detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden, activation});
+    if constexpr (detail::device_path<Space>) {
+      kernels::device::multiply_and_activate<Activation, T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up),
+                                                                   M(p.up_bias), activation, saved.up, hidden);
+    } else {
+      kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up), saved.up);
+      if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
+      run(ctx, r, detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden, activation});
+    }
     kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(hidden), W(p.down), out);
     if constexpr (biased) add_bias(ctx, plan, p.down_bias, out);
   }

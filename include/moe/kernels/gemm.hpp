@@ -7,7 +7,8 @@
 
 #include "moe/kernels/cpu/product.hpp"
 #include "moe/kernels/cpu/product_double.hpp"
-#include "moe/kernels/portable/gemm.hpp"
+#include "moe/kernels/device/activated.hpp"
+#include "moe/kernels/device/dots.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -15,12 +16,13 @@ namespace kernels {
 
 namespace detail {
 
-template <class Space, class T>
+/// exact: factors are never shortened, as routers need it.
+template <bool exact = false, class Space, class T>
 void run(const Space& space, const Product<T>& product) {
-  if constexpr (on_host<Space>) {
-    cpu::multiply(space, product);
+  if constexpr (moe::detail::device_path<Space>) {
+    device::multiply<1, exact>(space, product);
   } else {
-    portable::multiply(space, product);
+    cpu::multiply(space, product);
   }
 }
 
@@ -60,7 +62,13 @@ template <class T, class Space>
 void dense_forward(const Space& space, const Matrix<const T, Space>& x, const Matrix<const T, Space>& w,
                    const Matrix<T, Space>& out) {
   const Index n = w.extent(0), k = w.extent(1);
-  detail::run(space, Product<T>::dense(x.extent(0), n, k, {x.data(), k, 1, 0}, {w.data(), k, 1, 0}, out.data(), false));
+  const auto product =
+      Product<T>::dense(x.extent(0), n, k, {x.data(), k, 1, 0}, {w.data(), k, 1, 0}, out.data(), false);
+  if constexpr (moe::detail::device_path<Space>) {
+    device::dots(space, product);
+  } else {
+    cpu::multiply(space, product);
+  }
 }
 
 /// dx = dout w, or dx += dout w. dout (T, N), w (N, K), dx (T, K).
@@ -68,8 +76,8 @@ template <class T, class Space>
 void dense_backward_rows(const Space& space, const Matrix<const T, Space>& dout, const Matrix<const T, Space>& w,
                          const Matrix<T, Space>& dx, bool accumulate) {
   const Index n = w.extent(0), k = w.extent(1);
-  detail::run(space, Product<T>::dense(dout.extent(0), k, n, {dout.data(), n, 1, 0}, {w.data(), 1, k, 0}, dx.data(),
-                                       accumulate));
+  detail::run<true>(space, Product<T>::dense(dout.extent(0), k, n, {dout.data(), n, 1, 0}, {w.data(), 1, k, 0},
+                                             dx.data(), accumulate));
 }
 
 /// dw += dout^T x. dout (T, N), x (T, K), dw (N, K).
@@ -77,8 +85,8 @@ template <class T, class Space>
 void dense_backward_weight(const Space& space, const Matrix<const T, Space>& dout, const Matrix<const T, Space>& x,
                            const Matrix<T, Space>& dw) {
   const Index n = dw.extent(0), k = dw.extent(1);
-  detail::run(space,
-              Product<T>::dense(n, k, dout.extent(0), {dout.data(), 1, n, 0}, {x.data(), 1, k, 0}, dw.data(), true));
+  detail::run<true>(
+      space, Product<T>::dense(n, k, dout.extent(0), {dout.data(), 1, n, 0}, {x.data(), 1, k, 0}, dw.data(), true));
 }
 
 }  // namespace kernels

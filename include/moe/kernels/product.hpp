@@ -13,6 +13,18 @@ template <class T>
 struct Operand {
   const T* data;
   Index row_stride, sum_stride, expert_stride;
+  /// For devices: what the offsets cut, i or k, is number[i] or number[k] in memory, or zeros where that is negative.
+  const Index* number = nullptr;
+
+  KOKKOS_FUNCTION Index stored(Index i) const { return number == nullptr ? i : number[i]; }
+  /// From the cut's `begin` on, which lies `stride` apart.
+  KOKKOS_FUNCTION void advance(Index begin, Index stride) {
+    if (number == nullptr) {
+      data += begin * stride;
+    } else {
+      number += begin;
+    }
+  }
 };
 
 /// C_e (m, n) (+)= A_e (m, sum) B_e (n, sum)^T. The experts' offsets cut either the rows m (forward and the rows'
@@ -47,11 +59,11 @@ struct Product {
     if (offsets == nullptr) return p;
     const Index begin = offsets[e], rows = offsets[e + 1] - begin;
     if (cut_sum) {
-      p.a.data += begin * a.sum_stride;
-      p.b.data += begin * b.sum_stride;
+      p.a.advance(begin, a.sum_stride);
+      p.b.advance(begin, b.sum_stride);
       p.sum = rows;
     } else {
-      p.a.data += begin * a.row_stride;
+      p.a.advance(begin, a.row_stride);
       p.c += begin * n;
       p.m = rows;
     }

@@ -1,0 +1,182 @@
+#pragma once
+/// @file
+/// Grouped products on devices: teams that stay take tiles of the output from all experts, and read the rows' offsets
+/// where they are. An engine (portable/thread_tile.hpp, cuda/warp_tile.hpp, hip/wave_tile.hpp) holds a tile's sums.
+///
+/// A sum runs over k in order, in blocks of a fixed size, whatever the tile's: a row's result depends on nothing but
+/// the row and the weights. No sum is split over teams.
+
+#include "moe/kernels/device/lines.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+namespace kernels::device {
+
+/// A thread of a team, and the team's scratch memory. Barrier: callable, all of the team's threads meet there.
+template <class Barrier>
+struct Place {
+  int thread;
+  Index team, teams;
+  std::byte* scratch;
+  Barrier barrier;
+};
+
+/// What is done with finished sums: C_e(row, column) (+)= value.
+template <class T>
+struct Store {
+  template <class Sum>
+  KOKKOS_FUNCTION void operator()(const Product<T>& p, Index, Index row, Index column, const Sum* value) const {
+    T& c = p.c[row * p.n + column];
+    c = T(p.accumulate ? Sum(c) + value[0] : value[0]);
+  }
+};
+
+/// The kernel's body. B has `Engine::parts` operands of n rows, one behind the other (gate and up): their sums of one
+/// row and column meet in `finish`.
+template <class T, class Engine, bool a_along, bool b_along, class Finish>
+struct TileProduct {
+  static constexpr int rows = Engine::rows, columns = Engine::columns, depth = Engine::depth;
+  static constexpr int threads = Engine::threads, stages = Engine::stages, parts = Engine::parts;
+  using A = TileLayout<T, rows, depth, a_along>;
+  using B = TileLayout<T, columns, depth, b_along>;
+  static constexpr int stage_size = A::size + parts * B::size;
+  static constexpr bool scratch_by_itself = Engine::scratch_by_itself;  // more than Kokkos gives
+  static_assert(stages >= 2);
+
+  Product<T> product;
+  Finish finish;
+  bool a_lines, b_lines;  // can be read by whole lines
+
+  TileProduct(const Product<T>& product_, const Finish& finish_)
+      : product(product_), finish(finish_), a_lines(in_lines(product.a)), b_lines(in_lines(product.b)) {}
+
+  /// Scratch memory of a team: the number of row tiles before each expert, then the stages.
+  static constexpr Index bytes_of(Index experts) {
+    return table_bytes(experts) + Index(stages) * stage_size * Index(sizeof(T));
+  }
+  /// No more tiles than this, as the host knows.
+  Index most_tiles() const {
+    const Index whole = (product.m + rows - 1) / rows;
+    return row_tiles_bound(whole) * column_tiles();
+  }
+
+  template <class Barrier>
+  KOKKOS_FUNCTION void operator()(const Place<Barrier>& place) const {
+    auto* const before = reinterpret_cast<std::int32_t*>(place.scratch);
+    auto* const memory = reinterpret_cast<T*>(place.scratch + table_bytes(product.experts));
+    count_tiles(place, before);
+    const Index across = column_tiles(), tiles = before[product.experts] * across;
+    for (Index tile = place.team; tile < tiles; tile += place.teams) {
+      const Index e = expert_of(before, tile / across), own = tile - before[e] * across;
+      const Index down = before[e + 1] - before[e];  // rows side by side: they share the weights' columns
+      multiply(place, e, own % down * rows, own / down * columns, memory);
+    }
+  }
+
+ private:
+  KOKKOS_FUNCTION static constexpr Index table_bytes(Index experts) {
+    return ((experts + 1 + threads) * Index(sizeof(std::int32_t)) + 15) / 16 * 16;
+  }
+  KOKKOS_FUNCTION Index column_tiles() const { return (product.n + columns - 1) / columns; }
+  Index row_tiles_bound(Index whole) const {
+    if (product.cut_sum) return whole * product.experts;
+    return product.offsets == nullptr ? whole : whole + product.experts;
+  }
+
+  KOKKOS_FUNCTION std::int32_t row_tiles(Index e) const {
+    Index m = product.m;
+    if (product.offsets != nullptr) {
+      const Index live = product.offsets[e + 1] - product.offsets[e];
+      if (product.cut_sum && live == 0) return 0;  // an expert without rows: its gradient is not even read
+      if (!product.cut_sum) m = live;
+    }
+    return std::int32_t((m + rows - 1) / rows);
+  }
+
+  /// before[e] = the number of row tiles of experts before e.
+  template <class Barrier>
+  KOKKOS_FUNCTION void count_tiles(const Place<Barrier>& place, std::int32_t* before) const {
+    const Index experts = product.experts, each = (experts + threads - 1) / threads;
+    const Index first = place.thread * each, last = first + each < experts ? first + each : experts;
+    std::int32_t* const sums = before + experts + 1;
+    std::int32_t own = 0;
+    for (Index e = first; e < last; ++e) own += row_tiles(e);
+    sums[place.thread] = own;
+    place.barrier();
+    for (int step = 1; step < threads; step *= 2) {  // each becomes the sum of all up to it
+      const std::int32_t add = place.thread >= step ? sums[place.thread - step] : 0;
+      place.barrier();
+      sums[place.thread] += add;
+      place.barrier();
+    }
+    std::int32_t count = sums[place.thread] - own;
+    for (Index e = first; e < last; ++e) {
+      before[e] = count;
+      count += row_tiles(e);
+    }
+    if (place.thread == threads - 1) before[experts] = sums[threads - 1];
+    place.barrier();
+  }
+
+  /// The expert of a row tile: the last e with before[e] <= number.
+  KOKKOS_FUNCTION Index expert_of(const std::int32_t* before, Index number) const {
+    Index low = 0, high = product.experts;
+    while (high - low > 1) {
+      const Index middle = (low + high) / 2;
+      (before[middle] <= number ? low : high) = middle;
+    }
+    return low;
+  }
+
+  KOKKOS_FUNCTION void load(const Product<T>& p, Index row, Index column, Index k, T* to, int thread) const {
+    load_tile<A, threads, a_along>(p.a, row, p.m, k, p.sum, a_lines, to, thread);
+    for (int part = 0; part < parts; ++part) {
+      Operand<T> b = p.b;
+      b.data += part * p.n * b.row_stride;
+      load_tile<B, threads, b_along>(b, column, p.n, k, p.sum, b_lines, to + A::size + part * B::size, thread);
+    }
+  }
+
+  /// One tile of expert e. While a stage is multiplied, the next ones are on their way.
+  template <class Barrier>
+  KOKKOS_FUNCTION void multiply(const Place<Barrier>& place, Index e, Index row, Index column, T* memory) const {
+    const Product<T> p = product.of(e);
+    const Index blocks = (p.sum + depth - 1) / depth;
+    typename Engine::Sums sums;
+    Engine::clear(sums);
+    place.barrier();  // the former tile's stages are free
+    for (int s = 0; s < stages - 1; ++s) {
+      if (s < blocks) load(p, row, column, Index(s) * depth, memory + s * stage_size, place.thread);
+      end_copies();
+    }
+    int slot = 0, coming = stages - 1;
+    for (Index block = 0; block < blocks; ++block) {
+      await_copies<stages - 2>();
+      place.barrier();
+      const Index ahead = block + stages - 1;
+      if (ahead < blocks) load(p, row, column, ahead * depth, memory + coming * stage_size, place.thread);
+      end_copies();
+      const T* const stage = memory + slot * stage_size;
+      Engine::template add<A, B>(place.thread, stage, stage + A::size, sums);
+      slot = slot + 1 == stages ? 0 : slot + 1;
+      coming = coming + 1 == stages ? 0 : coming + 1;
+    }
+    await_copies<0>();
+    Engine::each(place.thread, sums, Finished{*this, p, e, row, column});
+  }
+
+  /// Sums at a place of the tile go where they belong in the product, if they do.
+  struct Finished {
+    const TileProduct& kernel;
+    const Product<T>& p;
+    Index e, row, column;
+    template <class Sum>
+    KOKKOS_FUNCTION void operator()(int i, int j, const Sum* values) const {
+      if (row + i < p.m && column + j < p.n) kernel.finish(p, e, row + i, column + j, values);
+    }
+  };
+};
+
+}  // namespace kernels::device
+
+MOE_NAMESPACE_END

@@ -1,0 +1,117 @@
+#pragma once
+/// @file
+/// `WaveTile`: a tile's sums on AMD's matrix units (gfx90a, gfx942), by MFMA instructions of 16 x 16 x 16 bfloat16 or
+/// float16. Sums are f32.
+///
+/// Where numbers stand in a wavefront's registers is said by plain functions, which a test on hosts goes through.
+
+#include "moe/core/bfloat16.hpp"
+#include "moe/core/float16.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+namespace kernels::hip {
+
+/// A tile of rows x columns by `waves_down` x `waves_across` wavefronts, each with a part of it in pieces of 16 x 16.
+template <class T, int rows_, int columns_, int depth_, int waves_down, int waves_across, int parts_>
+struct WaveTile {
+  using Sum = float;
+  static constexpr int rows = rows_, columns = columns_, depth = depth_, parts = parts_, stages = 2;
+  static constexpr int threads = 64 * waves_down * waves_across;
+  static constexpr bool scratch_by_itself = false;
+  static constexpr int down = rows / waves_down / 16, across = columns / waves_across / 16;  // a wavefront's pieces
+  static constexpr int step = 16;                                                            // of k, of one instruction
+  static_assert(sizeof(T) == 2 && down * waves_down * 16 == rows && across * waves_across * 16 == columns &&
+                depth % step == 0);
+
+  struct Sums {
+    float value[parts][down][across][4];
+  };
+
+  KOKKOS_FUNCTION static void clear(Sums& sums) { sums = {}; }
+
+  KOKKOS_FUNCTION static int first_row(int thread) { return thread / 64 / waves_across * down * 16; }
+  KOKKOS_FUNCTION static int first_column(int thread) { return thread / 64 % waves_across * across * 16; }
+
+  /// Place of a lane's sum r in a piece.
+  KOKKOS_FUNCTION static int row_of(int lane, int r) { return lane / 16 * 4 + r; }
+  KOKKOS_FUNCTION static int column_of(int lane, int) { return lane % 16; }
+  /// Where number i of a lane's four comes from in a tile laid out as L says, A's rows or B's columns from `first`.
+  template <class L>
+  KOKKOS_FUNCTION static int factor(int lane, int i, int first, int k) {
+    return L::at(first + lane % 16, k + lane / 16 * 4 + i);
+  }
+
+  /// sums += the product of a stage's tiles.
+  template <class A, class B>
+  KOKKOS_FUNCTION static void add([[maybe_unused]] int thread, [[maybe_unused]] const T* a, [[maybe_unused]] const T* b,
+                                  [[maybe_unused]] Sums& sums) {
+#if defined(__HIP_DEVICE_COMPILE__)
+    const int lane = thread % 64, row = first_row(thread), column = first_column(thread);
+#  pragma unroll
+    for (int k = 0; k < depth; k += step) {
+      Factors left[down], right[parts][across];
+#  pragma unroll
+      for (int i = 0; i < down; ++i) left[i] = load<A>(a, lane, row + i * 16, k);
+#  pragma unroll
+      for (int part = 0; part < parts; ++part) {
+#  pragma unroll
+        for (int j = 0; j < across; ++j) right[part][j] = load<B>(b + part * B::size, lane, column + j * 16, k);
+      }
+#  pragma unroll
+      for (int part = 0; part < parts; ++part) {
+#  pragma unroll
+        for (int i = 0; i < down; ++i) {
+#  pragma unroll
+          for (int j = 0; j < across; ++j) multiply(left[i], right[part][j], sums.value[part][i][j]);
+        }
+      }
+    }
+#endif
+  }
+
+  /// Calls f(row, column, values of all parts) for each of this thread's places in the tile.
+  template <class F>
+  KOKKOS_FUNCTION static void each(int thread, const Sums& sums, const F& f) {
+    const int lane = thread % 64;
+    for (int i = 0; i < down; ++i) {
+      for (int j = 0; j < across; ++j) {
+        for (int r = 0; r < 4; ++r) {
+          float values[parts];
+          for (int part = 0; part < parts; ++part) values[part] = sums.value[part][i][j][r];
+          f(first_row(thread) + i * 16 + row_of(lane, r), first_column(thread) + j * 16 + column_of(lane, r), values);
+        }
+      }
+    }
+  }
+
+#if defined(__HIP_DEVICE_COMPILE__)
+ private:
+  typedef short Factors __attribute__((ext_vector_type(4)));
+  typedef _Float16 Halves __attribute__((ext_vector_type(4)));
+  typedef float Four __attribute__((ext_vector_type(4)));
+
+  template <class L>
+  __device__ static Factors load(const T* tile, int lane, int first, int k) {
+    if constexpr (L::along) return *reinterpret_cast<const Factors*>(tile + factor<L>(lane, 0, first, k));
+    Factors result;
+    for (int i = 0; i < 4; ++i) result[i] = short(tile[factor<L>(lane, i, first, k)].bits);
+    return result;
+  }
+
+  __device__ static void multiply(const Factors& a, const Factors& b, float (&sum)[4]) {
+    Four total{sum[0], sum[1], sum[2], sum[3]};
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      total = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(a, b, total, 0, 0, 0);
+    } else {
+      total = __builtin_amdgcn_mfma_f32_16x16x16f16(__builtin_bit_cast(Halves, a), __builtin_bit_cast(Halves, b), total,
+                                                    0, 0, 0);
+    }
+    for (int r = 0; r < 4; ++r) sum[r] = total[r];
+  }
+#endif
+};
+
+}  // namespace kernels::hip
+
+MOE_NAMESPACE_END

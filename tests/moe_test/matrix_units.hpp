@@ -1,0 +1,123 @@
+#pragma once
+/// Engines of GPUs' matrix units on a host: instructions as their manuals describe them, for one lane at a time. What
+/// other lanes hold follows from where they read.
+#include <barrier>
+#include <thread>
+#include <vector>
+
+#include "moe/kernels/cuda/warp_tile.hpp"
+#include "moe/kernels/device/tile_product.hpp"
+#include "moe/kernels/hip/wave_tile.hpp"
+
+namespace moe_test {
+
+using moe::Index;
+
+/// NVIDIA's (PTX ISA, sections on ldmatrix and on fragments of mma.m16n8k16 and m16n8k8).
+template <class T, int rows, int columns, int depth, int down, int across, int parts_, int stages>
+struct EmulatedWarpTile : moe::kernels::cuda::WarpTile<T, rows, columns, depth, down, across, parts_, stages> {
+  using Tile = moe::kernels::cuda::WarpTile<T, rows, columns, depth, down, across, parts_, stages>;
+  using Sums = typename Tile::Sums;
+
+  /// ldmatrix: half `half` of register `matrix` of a lane. `line(lane)`: where the lane's line starts.
+  template <bool transposed, class Line>
+  static float loaded(const T* tile, int lane, int matrix, int half, const Line& line) {
+    const int pair = lane % 4 * 2 + half;
+    return transposed ? float(tile[line(matrix * 8 + pair) + lane / 4])
+                      : float(tile[line(matrix * 8 + lane / 4) + pair]);
+  }
+  /// A(i, k) of a piece, from the lane and register that hold it.
+  template <class A>
+  static float a_factor(const T* tile, int i, int k, int row, int first_k) {
+    if constexpr (sizeof(T) == 4) {
+      return tile[Tile::template a_word<A>(i % 8 * 4 + k % 4, i / 8 + k / 4 * 2, row, first_k)];
+    } else {
+      return loaded<!A::along>(tile, i % 8 * 4 + k % 8 / 2, i / 8 + k / 8 * 2, k % 2,
+                               [&](int lane) { return Tile::template a_line<A>(lane, row, first_k); });
+    }
+  }
+  template <class B>
+  static float b_factor(const T* tile, int j, int k, int column, int first_k) {
+    if constexpr (sizeof(T) == 4) {
+      return tile[Tile::template b_word<B>(j * 4 + k % 4, k / 4, column, first_k)];
+    } else {
+      return loaded<!B::along>(tile, j * 4 + k % 8 / 2, k / 8, k % 2,
+                               [&](int lane) { return Tile::template b_line<B>(lane, column, first_k); });
+    }
+  }
+
+  template <class A, class B>
+  static void add(int thread, const T* a, const T* b, Sums& sums) {
+    const int lane = thread % 32;
+    for (int k = 0; k < depth; k += Tile::step) {
+      for (int part = 0; part < parts_; ++part) {
+        for (int i = 0; i < Tile::down; ++i) {
+          for (int j = 0; j < Tile::across; ++j) {
+            for (int r = 0; r < 4; ++r) {
+              // c0, c1: row lane / 4, columns 2 (lane % 4) and the next; c2, c3: eight rows below.
+              const int row = lane / 4 + (r < 2 ? 0 : 8), column = lane % 4 * 2 + r % 2;
+              float& sum = sums.value[part][i][j][r];
+              for (int l = 0; l < Tile::step; ++l) {
+                sum += a_factor<A>(a, row, l, Tile::first_row(thread) + i * 16, k) *
+                       b_factor<B>(b + part * B::size, column, l, Tile::first_column(thread) + j * 8, k);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+/// AMD's (matrix instruction calculator: v_mfma_f32_16x16x16_bf16_1k and _f16).
+template <class T, int rows, int columns, int depth, int down, int across, int parts_>
+struct EmulatedWaveTile : moe::kernels::hip::WaveTile<T, rows, columns, depth, down, across, parts_> {
+  using Tile = moe::kernels::hip::WaveTile<T, rows, columns, depth, down, across, parts_>;
+  using Sums = typename Tile::Sums;
+
+  /// Row (or column) i of a factor at k is number k % 4 of lane 16 (k / 4) + i.
+  template <class L>
+  static float factor(const T* tile, int i, int k, int first, int first_k) {
+    return float(tile[Tile::template factor<L>(k / 4 * 16 + i, k % 4, first, first_k)]);
+  }
+
+  template <class A, class B>
+  static void add(int thread, const T* a, const T* b, Sums& sums) {
+    const int lane = thread % 64;
+    for (int k = 0; k < depth; k += Tile::step) {
+      for (int part = 0; part < parts_; ++part) {
+        for (int i = 0; i < Tile::down; ++i) {
+          for (int j = 0; j < Tile::across; ++j) {
+            for (int r = 0; r < 4; ++r) {
+              const int row = lane / 16 * 4 + r, column = lane % 16;
+              float& sum = sums.value[part][i][j][r];
+              for (int l = 0; l < Tile::step; ++l) {
+                sum += factor<A>(a, row, l, Tile::first_row(thread) + i * 16, k) *
+                       factor<B>(b + part * B::size, column, l, Tile::first_column(thread) + j * 16, k);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+/// Runs a kernel's body on `teams` teams of as many threads of the host as it wants.
+template <class Kernel>
+void run_teams(const Kernel& kernel, Index teams) {
+  for (Index team = 0; team < teams; ++team) {
+    std::vector<std::byte> memory(kernel.bytes_of(kernel.product.experts) + 16, std::byte(0xff));
+    std::byte* scratch = memory.data() + (16 - reinterpret_cast<std::uintptr_t>(memory.data()) % 16);
+    std::barrier<> meeting(Kernel::threads);
+    const auto wait = [&] { meeting.arrive_and_wait(); };
+    std::vector<std::jthread> threads;
+    for (int thread = 0; thread < Kernel::threads; ++thread) {
+      threads.emplace_back([&, thread] {
+        kernel(moe::kernels::device::Place<decltype(wait)>{thread, team, teams, scratch, wait});
+      });
+    }
+  }
+}
+
+}  // namespace moe_test
