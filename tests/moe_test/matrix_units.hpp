@@ -13,36 +13,39 @@ namespace moe_test {
 
 using moe::Index;
 
-/// NVIDIA's (PTX ISA, sections on ldmatrix and on fragments of mma.m16n8k16 and m16n8k8).
+/// NVIDIA's (PTX ISA, sections on ldmatrix and on fragments of mma.m16n8k16, m16n8k8 and m16n8k32).
 template <class T, int rows, int columns, int depth, int down, int across, int parts_, int stages>
 struct EmulatedWarpTile : moe::kernels::cuda::WarpTile<T, rows, columns, depth, down, across, parts_, stages> {
   using Tile = moe::kernels::cuda::WarpTile<T, rows, columns, depth, down, across, parts_, stages>;
   using Sums = typename Tile::Sums;
 
-  /// ldmatrix: half `half` of register `matrix` of a lane. `line(lane)`: where the lane's line starts.
+  static constexpr int in_register = 4 / int(sizeof(T));
+
+  /// ldmatrix: number n of register `matrix` of a lane. `line(lane)`: where the lane's line starts.
   template <bool transposed, class Line>
-  static float loaded(const T* tile, int lane, int matrix, int half, const Line& line) {
-    const int pair = lane % 4 * 2 + half;
-    return transposed ? float(tile[line(matrix * 8 + pair) + lane / 4])
-                      : float(tile[line(matrix * 8 + lane / 4) + pair]);
+  static float loaded(const T* tile, int lane, int matrix, int n, const Line& line) {
+    const int number = lane % 4 * in_register + n;
+    return float(transposed ? tile[line(matrix * 8 + number) + lane / 4] : tile[line(matrix * 8 + lane / 4) + number]);
   }
   /// A(i, k) of a piece, from the lane and register that hold it.
   template <class A>
   static float a_factor(const T* tile, int i, int k, int row, int first_k) {
+    const int four = 4 * in_register, lane = i % 8 * 4 + k % four / in_register, r = i / 8 + k / four * 2;
     if constexpr (sizeof(T) == 4) {
-      return tile[Tile::template a_word<A>(i % 8 * 4 + k % 4, i / 8 + k / 4 * 2, row, first_k)];
+      return tile[Tile::template a_word<A>(lane, r, row, first_k)];
     } else {
-      return loaded<!A::along>(tile, i % 8 * 4 + k % 8 / 2, i / 8 + k / 8 * 2, k % 2,
-                               [&](int lane) { return Tile::template a_line<A>(lane, row, first_k); });
+      return loaded<!A::along>(tile, lane, r, k % in_register,
+                               [&](int from) { return Tile::template a_line<A>(from, row, first_k); });
     }
   }
   template <class B>
   static float b_factor(const T* tile, int j, int k, int column, int first_k) {
+    const int four = 4 * in_register, lane = j * 4 + k % four / in_register, r = k / four;
     if constexpr (sizeof(T) == 4) {
-      return tile[Tile::template b_word<B>(j * 4 + k % 4, k / 4, column, first_k)];
+      return tile[Tile::template b_word<B>(lane, r, column, first_k)];
     } else {
-      return loaded<!B::along>(tile, j * 4 + k % 8 / 2, k / 8, k % 2,
-                               [&](int lane) { return Tile::template b_line<B>(lane, column, first_k); });
+      return loaded<!B::along>(tile, lane, r, k % in_register,
+                               [&](int from) { return Tile::template b_line<B>(from, column, first_k); });
     }
   }
 

@@ -3,6 +3,7 @@
 /// `pack`: a layer for inference on a host, made from a trained one.
 
 #include "moe/combine/packed_shared_experts.hpp"
+#include "moe/experts/fp8_ffn.hpp"
 #include "moe/experts/wrappers.hpp"
 #include "moe/layers/moe_layer.hpp"
 
@@ -21,6 +22,16 @@ struct PackedPolicy<ExpertFFN<Activation, BiasChoice>, Weight> {
   using type = PackedFFN<Activation, BiasChoice, Weight>;
   static type value(const ExpertFFN<Activation, BiasChoice>& from) { return {from.activation}; }
 };
+template <class Activation>
+struct PackedPolicy<ExpertFFN<Activation, NoBias>, float8_e4m3> {
+  using type = FP8FFN<Activation>;
+  static type value(const ExpertFFN<Activation, NoBias>& from) { return {from.activation}; }
+};
+template <class Activation>
+struct PackedPolicy<ExpertFFN<Activation, Bias>, float8_e4m3> {
+  static_assert(std::is_void_v<Activation>,
+                "moe::pack<moe::float8_e4m3>: experts with biases have no FP8 form. Pack as moe::bfloat16.");
+};
 template <class Inner, int extra, class Output, class Weight>
 struct PackedPolicy<WithExtraExperts<Inner, extra, Output>, Weight> {
   using type = WithExtraExperts<typename PackedPolicy<Inner, Weight>::type, extra, Output>;
@@ -29,7 +40,8 @@ struct PackedPolicy<WithExtraExperts<Inner, extra, Output>, Weight> {
   }
 };
 template <int n, class Activation, class Gate, class Weight>
-struct PackedPolicy<SharedExperts<n, Activation, Gate>, Weight> {
+requires(!std::is_same_v<Weight, float8_e4m3>)  // there they stay in bfloat16
+    struct PackedPolicy<SharedExperts<n, Activation, Gate>, Weight> {
   using type = PackedSharedExperts<n, Activation, Gate, Weight>;
   static type value(const SharedExperts<n, Activation, Gate>& from) { return {from.activation, from.intermediate}; }
 };
@@ -46,6 +58,12 @@ struct PackedAs<std::int8_t> {
   using Weight = std::int8_t;
 };
 
+template <>
+struct PackedAs<float8_e4m3> {
+  using Scalar = bfloat16;
+  using Weight = float8_e4m3;
+};
+
 /// The packed layer's type: each policy packed, and the precision.
 template <class Policies, class T>
 struct PackedLayer;
@@ -54,9 +72,9 @@ struct PackedLayer<List<Policies...>, T> {
   using Weight = typename PackedAs<T>::Weight;
   using Numbers = Precision<typename PackedAs<T>::Scalar, float>;
   static constexpr bool own_experts = count_kind<kind::experts, Policies...> != 0;
-  using type = std::conditional_t<
-      own_experts, MoELayer<typename PackedPolicy<Policies, Weight>::type..., Numbers>,
-      MoELayer<typename PackedPolicy<Policies, Weight>::type..., PackedFFN<SwiGLU, NoBias, Weight>, Numbers>>;
+  using type = std::conditional_t<own_experts, MoELayer<typename PackedPolicy<Policies, Weight>::type..., Numbers>,
+                                  MoELayer<typename PackedPolicy<Policies, Weight>::type...,
+                                           typename PackedPolicy<ExpertFFN<>, Weight>::type, Numbers>>;
 };
 
 /// All policies but the precision.
@@ -69,6 +87,14 @@ struct WithoutPrecision<List<Kept...>, First, Rest...>
     : WithoutPrecision<std::conditional_t<is_kind<First, kind::precision>, List<Kept...>, List<Kept..., First>>,
                        Rest...> {};
 
+/// Elements as another type.
+template <class From, class To>
+struct ConvertElement {
+  const From* from;
+  To* to;
+  KOKKOS_FUNCTION void operator()(Index i) const { to[i] = To(from[i]); }
+};
+
 template <class Layer, class T>
 struct PackLayer;
 template <class... Policies, class T>
@@ -76,9 +102,9 @@ struct PackLayer<MoELayer<Policies...>, T> {
   using Layer = MoELayer<Policies...>;
   using Space = typename Layer::Space;
   using Kept = typename WithoutPrecision<List<>, Policies...>::type;
-  static constexpr bool packs = one_of<T, float, bfloat16, std::int8_t>;
+  static constexpr bool packs = one_of<T, float, bfloat16, std::int8_t, float8_e4m3>;
   static_assert(packs,
-                "moe::pack: packed weights are float, moe::bfloat16 or std::int8_t; say which: "
+                "moe::pack: packed weights are float, moe::bfloat16, std::int8_t or moe::float8_e4m3; say which: "
                 "moe::pack<float>(layer).");
   using Packed = typename PackedLayer<Kept, std::conditional_t<packs, T, float>>::type;
 
@@ -104,14 +130,21 @@ struct PackLayer<MoELayer<Policies...>, T> {
       to.assign(space, from);
     } else {
       To::visit(
-          [](std::string_view, const auto& source, auto& target) {
+          [&](std::string_view, const auto& source, auto& target) {
             if (!source.is_allocated()) return;
             if (target.size() != source.size()) shape_like(source, target);
-            using Number = typename std::decay_t<decltype(target)>::non_const_value_type;
-            for (std::size_t i = 0; i < source.size(); ++i) target.data()[i] = Number(source.data()[i]);
+            convert(space, source, target);
           },
           from, to);
     }
+  }
+  template <class Source, class Target>
+  static void convert(const Space& space, const Source& source, const Target& target) {
+    using From = typename Source::non_const_value_type;
+    using To = typename Target::non_const_value_type;
+    Kokkos::parallel_for("moe::pack", Kokkos::RangePolicy<Space>(space, 0, Index(source.size())),
+                         ConvertElement<From, To>{source.data(), target.data()});
+    space.fence("moe::pack");
   }
   template <class Source, class Target>
   static void shape_like(const Source& source, Target& target) {
@@ -134,7 +167,8 @@ struct PackLayer<MoELayer<Policies...>, T> {
 template <class Layer, class T = float>
 using Packed = typename detail::PackLayer<Layer, T>::Packed;
 
-/// A layer for inference on a host space, with the weights that `layer` has now, as T: float, bfloat16 or std::int8_t.
+/// A layer for inference on a host space, with the weights that `layer` has now, as T: float, bfloat16 or std::int8_t;
+/// or on any space, as float8_e4m3.
 ///
 ///     auto fast = moe::pack<moe::bfloat16>(layer);
 ///     auto y = fast.forward(ctx, x);  // (T, H), bfloat16
@@ -142,7 +176,8 @@ using Packed = typename detail::PackLayer<Layer, T>::Packed;
 ///     auto z = small.forward(ctx, w);  // both (T, H), float
 ///
 /// Sums are f32; those of int8 are exact, and PackedFFN says how weights and tokens become int8. Throws ConfigError
-/// where such sums might not fit int32: H or I beyond 133,144.
+/// where such sums might not fit int32: H or I beyond 133,144. float8_e4m3 takes and gives bfloat16, keeps shared
+/// experts in it, and is made for devices: see FP8FFN.
 ///
 /// Weights are laid out once, in the order in which the kernels read them; `layer` stays as it is, and later changes of
 /// it do not reach the packed one. Experts of one's own, and NormalizedExperts, stay as they are, in T (beside

@@ -1,12 +1,13 @@
 #pragma once
 /// @file
 /// `WarpTile`: a tile's sums on NVIDIA's matrix units (sm_80 and newer), by `mma.sync` of 16 x 8 x 16 bfloat16 or
-/// float16, or 16 x 8 x 8 TF32. Sums are f32.
+/// float16, 16 x 8 x 8 TF32, or 16 x 8 x 32 FP8 (sm_89 and newer). Sums are f32.
 ///
 /// Where numbers stand in a warp's registers is said by plain functions, which a test on hosts goes through.
 
 #include "moe/core/bfloat16.hpp"
 #include "moe/core/float16.hpp"
+#include "moe/core/float8.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -37,17 +38,18 @@ struct WarpTile {
   KOKKOS_FUNCTION static int column_of(int lane, int r) { return lane % 4 * 2 + r % 2; }
 
   /// `ldmatrix` reads 8 x 8 numbers of 16 bits from 8 lines of 16 bytes, given by 8 lanes each; lane l gets numbers
-  /// 2 (l % 4) and the next of line l / 4, or transposed, of column l / 4 the lines 2 (l % 4) and the next.
-  /// Where the line starts that `lane` gives for a piece of A from (row, k): four matrices, rows before k.
+  /// 2 (l % 4) and the next of line l / 4, or transposed, of column l / 4 the lines 2 (l % 4) and the next. (Of FP8,
+  /// four numbers for two, and never transposed.) Where the line starts that `lane` gives for a piece of A from (row,
+  /// k): four matrices, rows before k.
   template <class A>
   KOKKOS_FUNCTION static int a_line(int lane, int row, int k) {
-    const int matrix = lane / 8, line = lane % 8, right = matrix % 2 * 8, deep = matrix / 2 * 8;
+    const int matrix = lane / 8, line = lane % 8, right = matrix % 2 * 8, deep = matrix / 2 * (16 / int(sizeof(T)));
     return A::along ? A::at(row + right + line, k + deep) : A::at(row + right, k + deep + line);
   }
   /// The same for B from (column, k): two matrices, k and k + 8.
   template <class B>
   KOKKOS_FUNCTION static int b_line(int lane, int column, int k) {
-    const int line = lane % 8, deep = lane / 8 % 2 * 8;
+    const int line = lane % 8, deep = lane / 8 % 2 * (16 / int(sizeof(T)));
     return B::along ? B::at(column + line, k + deep) : B::at(column, k + deep + line);
   }
   /// TF32: where register r of A and of B comes from.
@@ -86,6 +88,35 @@ struct WarpTile {
       }
     }
 #endif
+  }
+
+  /// to += scale(row, column, part) * from.
+  template <class Scale>
+  KOKKOS_FUNCTION static void fold(int thread, const Sums& from, Sums& to, const Scale& scale) {
+    const int lane = thread % 32;
+#if defined(__CUDA_ARCH__)
+#  pragma unroll
+#endif
+    for (int part = 0; part < parts; ++part) {
+#if defined(__CUDA_ARCH__)
+#  pragma unroll
+#endif
+      for (int i = 0; i < down; ++i) {
+#if defined(__CUDA_ARCH__)
+#  pragma unroll
+#endif
+        for (int j = 0; j < across; ++j) {
+#if defined(__CUDA_ARCH__)
+#  pragma unroll
+#endif
+          for (int r = 0; r < 4; ++r) {
+            to.value[part][i][j][r] +=
+                from.value[part][i][j][r] * scale(first_row(thread) + i * 16 + row_of(lane, r),
+                                                  first_column(thread) + j * 8 + column_of(lane, r), part);
+          }
+        }
+      }
+    }
   }
 
   /// Calls f(row, column, values of all parts) for each of this thread's places in the tile.
@@ -170,6 +201,10 @@ struct WarpTile {
       MOE_MMA("m16n8k16", "bf16");
     } else if constexpr (std::is_same_v<T, float16>) {
       MOE_MMA("m16n8k16", "f16");
+    } else if constexpr (std::is_same_v<T, float8_e4m3>) {
+#  if __CUDA_ARCH__ >= 890
+      MOE_MMA("m16n8k32", "e4m3");
+#  endif
     } else {
       MOE_MMA("m16n8k8", "tf32");
     }

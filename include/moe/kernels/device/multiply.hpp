@@ -32,6 +32,13 @@ struct Engines {
   using few = large;
 };
 
+/// FP8 by plain threads.
+template <class Space, int parts>
+struct Engines<Space, float8_e4m3, parts> {
+  using large = portable::ThreadTile<float8_e4m3, team_size<Space>, parts, 32>;
+  using few = large;
+};
+
 #if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)
 template <class T, int parts>
 requires(sizeof(T) == 2) struct Engines<Kokkos::Cuda, T, parts> {
@@ -44,6 +51,17 @@ struct TF32Engines {
   using large = cuda::WarpTile<float, 128, 128 / parts, 16, 2, 4, parts, 3>;
   using few = cuda::WarpTile<float, 16, 64 / parts, 32, 1, 4, parts, 4>;
 };
+#endif
+#if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)
+template <int parts>
+struct FP8Engines {  // twice the sums: of a block, and of all
+  using large = cuda::WarpTile<float8_e4m3, 128, 64 / parts, 64, 4, 2, parts, 4>;
+  using few = cuda::WarpTile<float8_e4m3, 16, 64 / parts, 128, 1, 4, parts, 4>;
+};
+inline bool multiplies_fp8(const Kokkos::Cuda& space) {
+  const auto& device = space.cuda_device_prop();
+  return device.major * 10 + device.minor >= 89;
+}
 #endif
 #if defined(KOKKOS_ENABLE_HIP)
 template <class T, int parts>
@@ -69,7 +87,7 @@ void multiply_by(const Space& space, const Product<T>& product, const Finish& fi
   const bool a = product.a.sum_stride == 1, b = product.b.sum_stride == 1;
   if (a && b) {
     multiply_laid_out<Engine, true, true>(space, product, finish);
-  } else if constexpr (parts == 1) {
+  } else if constexpr (parts == 1 && sizeof(T) > 1) {
     if (a) {
       multiply_laid_out<Engine, true, false>(space, product, finish);
     } else {
@@ -85,6 +103,8 @@ void multiply(const Space& space, const Product<T>& product, const Finish& finis
 #if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)
   if constexpr (std::is_same_v<Space, Kokkos::Cuda> && std::is_same_v<T, float> && !exact) {
     if (allow_tf32()) return multiply_by<TF32Engines<parts>, parts>(space, product, finish);
+  } else if constexpr (std::is_same_v<Space, Kokkos::Cuda> && std::is_same_v<T, float8_e4m3>) {
+    if (multiplies_fp8(space)) return multiply_by<FP8Engines<parts>, parts>(space, product, finish);
   }
 #endif
   multiply_by<Engines<Space, T, parts>, parts>(space, product, finish);

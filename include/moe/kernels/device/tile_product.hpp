@@ -31,6 +31,13 @@ struct Store {
   }
 };
 
+/// Do blocks of the sum have scales of their own? `finish.scales` then gives them.
+template <class Finish>
+concept ScalesBlocks = requires(const Finish f) {
+  f.scales;
+};
+inline constexpr Index scale_block = 128;
+
 /// The kernel's body. B has `Engine::parts` operands of n rows, one behind the other (gate and up): their sums of one
 /// row and column meet in `finish`.
 template <class T, class Engine, bool a_along, bool b_along, class Finish>
@@ -144,6 +151,8 @@ struct TileProduct {
     const Index blocks = (p.sum + depth - 1) / depth;
     typename Engine::Sums sums;
     Engine::clear(sums);
+    [[maybe_unused]] typename Engine::Sums total;
+    if constexpr (ScalesBlocks<Finish>) Engine::clear(total);
     place.barrier();  // the former tile's stages are free
     for (int s = 0; s < stages - 1; ++s) {
       if (s < blocks) load(p, row, column, Index(s) * depth, memory + s * stage_size, place.thread);
@@ -158,12 +167,33 @@ struct TileProduct {
       end_copies();
       const T* const stage = memory + slot * stage_size;
       Engine::template add<A, B>(place.thread, stage, stage + A::size, sums);
+      if constexpr (ScalesBlocks<Finish>) {
+        static_assert(scale_block % depth == 0);
+        const Index end = (block + 1) * depth;
+        if (end % scale_block == 0 || block + 1 == blocks) {
+          Engine::fold(place.thread, sums, total, Scaled{finish, p, e, row, column, (end - 1) / scale_block});
+          Engine::clear(sums);
+        }
+      }
       slot = slot + 1 == stages ? 0 : slot + 1;
       coming = coming + 1 == stages ? 0 : coming + 1;
     }
     await_copies<0>();
+    if constexpr (ScalesBlocks<Finish>) sums = total;
     Engine::each(place.thread, sums, Finished{*this, p, e, row, column});
   }
+
+  /// The scale of a block at a place of the tile; for places behind the product's ends, of its last row or column.
+  struct Scaled {
+    const Finish& finish;
+    const Product<T>& p;
+    Index e, row, column, block;
+    KOKKOS_FUNCTION float operator()(int i, int j, int part) const {
+      const Index r = row + i < p.m ? row + i : p.m - 1, c = column + j < p.n ? column + j : p.n - 1;
+      const Index begin = p.offsets == nullptr ? 0 : p.offsets[e];
+      return finish.scales(e, begin + r, part * p.n + c, block, (p.sum + scale_block - 1) / scale_block);
+    }
+  };
 
   /// Sums at a place of the tile go where they belong in the product, if they do.
   struct Finished {

@@ -10,10 +10,10 @@ MOE_NAMESPACE_BEGIN
 namespace kernels::portable {
 
 /// A tile of 64 x 64: each thread holds 8 x 4 numbers, or several such pieces where a team is small, as on hosts.
-template <class T, int team, int parts_ = 1>
+template <class T, int team, int parts_ = 1, int depth_ = 16>
 struct ThreadTile {
   using Sum = RouterReal<T>;
-  static constexpr int rows = 64, columns = 64, depth = 16, threads = team, stages = 2, parts = parts_;
+  static constexpr int rows = 64, columns = 64, depth = depth_, threads = team, stages = 2, parts = parts_;
   static constexpr bool scratch_by_itself = false;
   static constexpr int high = 8, wide = 4, down = rows / high, across = columns / wide;
   static constexpr int pieces = down * across / threads;
@@ -40,6 +40,22 @@ struct ThreadTile {
         for (int i = 0; i < high; ++i) {
           for (int j = 0; j < wide; ++j) {
             for (int part = 0; part < parts; ++part) sums.value[piece][i][j][part] += left[i] * right[j][part];
+          }
+        }
+      }
+    }
+  }
+
+  /// to += scale(row, column, part) * from.
+  template <class Scale>
+  KOKKOS_FUNCTION static void fold(int thread, const Sums& from, Sums& to, const Scale& scale) {
+    for (int piece = 0; piece < pieces; ++piece) {
+      for (int i = 0; i < high; ++i) {
+        for (int j = 0; j < wide; ++j) {
+          for (int part = 0; part < parts; ++part) {
+            to.value[piece][i][j][part] +=
+                from.value[piece][i][j][part] *
+                scale(row_of(thread, piece) + i * down, column_of(thread, piece) + j * across, part);
           }
         }
       }
