@@ -3,7 +3,9 @@
 /// The interface of the arithmetic: grouped and dense matrix products. Nothing above this room names a backend.
 ///
 /// A grouped product runs once for each expert on that expert's rows, [expert_offsets(e), expert_offsets(e + 1)),
-/// which are read on the device. Every sum runs in a fixed order that depends on neither threads nor other rows.
+/// which are read on the device. `rows_each`: the rows of every expert, where they are as many and the host knows it
+/// (padded capacities), or -1: a vendor's library may then take over. Every sum runs in a fixed order that depends on
+/// neither threads nor other rows.
 
 #include "moe/kernels/cpu/product.hpp"
 #include "moe/kernels/cpu/product_double.hpp"
@@ -31,30 +33,36 @@ void run(const Space& space, const Product<T>& product) {
 /// out_e = rows_e weight_e^T. rows (R, K), weight (E, N, K), out (R, N) overwritten in the experts' rows.
 template <class T, class Space>
 void grouped_forward(const Space& space, const Vector<Index, Space>& expert_offsets, const Matrix<const T, Space>& rows,
-                     const Tensor3<const T, Space>& weight, const Matrix<T, Space>& out) {
+                     const Tensor3<const T, Space>& weight, const Matrix<T, Space>& out, Index rows_each = -1) {
   const Index n = weight.extent(1), k = weight.extent(2);
-  detail::run(space, Product<T>::over_rows(expert_offsets.data(), weight.extent(0), rows.extent(0), n, k,
-                                           {rows.data(), k, 1, 0}, {weight.data(), k, 1, n * k}, out.data(), false));
+  auto product = Product<T>::over_rows(expert_offsets.data(), weight.extent(0), rows.extent(0), n, k,
+                                       {rows.data(), k, 1, 0}, {weight.data(), k, 1, n * k}, out.data(), false);
+  product.rows_each = rows_each;
+  detail::run(space, product);
 }
 
 /// drows_e = dout_e weight_e. dout (R, N), weight (E, N, K), drows (R, K) overwritten in the experts' rows.
 template <class T, class Space>
 void grouped_backward_rows(const Space& space, const Vector<Index, Space>& expert_offsets,
                            const Matrix<const T, Space>& dout, const Tensor3<const T, Space>& weight,
-                           const Matrix<T, Space>& drows) {
+                           const Matrix<T, Space>& drows, Index rows_each = -1) {
   const Index n = weight.extent(1), k = weight.extent(2);
-  detail::run(space, Product<T>::over_rows(expert_offsets.data(), weight.extent(0), dout.extent(0), k, n,
-                                           {dout.data(), n, 1, 0}, {weight.data(), 1, k, n * k}, drows.data(), false));
+  auto product = Product<T>::over_rows(expert_offsets.data(), weight.extent(0), dout.extent(0), k, n,
+                                       {dout.data(), n, 1, 0}, {weight.data(), 1, k, n * k}, drows.data(), false);
+  product.rows_each = rows_each;
+  detail::run(space, product);
 }
 
 /// dweight_e += dout_e^T rows_e. dout (R, N), rows (R, K), dweight (E, N, K); experts without rows add nothing.
 template <class T, class Space>
 void grouped_backward_weight(const Space& space, const Vector<Index, Space>& expert_offsets,
                              const Matrix<const T, Space>& dout, const Matrix<const T, Space>& rows,
-                             const Tensor3<T, Space>& dweight) {
+                             const Tensor3<T, Space>& dweight, Index rows_each = -1) {
   const Index n = dweight.extent(1), k = dweight.extent(2);
-  detail::run(space, Product<T>::over_sum(expert_offsets.data(), dweight.extent(0), n, k, {dout.data(), 1, n, 0},
-                                          {rows.data(), 1, k, 0}, dweight.data()));
+  auto product = Product<T>::over_sum(expert_offsets.data(), dweight.extent(0), n, k, {dout.data(), 1, n, 0},
+                                      {rows.data(), 1, k, 0}, dweight.data());
+  product.rows_each = rows_each;
+  detail::run(space, product);
 }
 
 /// out = x w^T. x (T, K), w (N, K), out (T, N) overwritten.

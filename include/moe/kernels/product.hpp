@@ -38,6 +38,7 @@ struct Product {
   T* c;  // row-major, n wide
   Index c_expert_stride;
   bool cut_sum, accumulate;
+  Index rows_each = -1;  ///< of every expert, where the host knows it
 
   static Product over_rows(const Index* offsets, Index experts, Index rows, Index n, Index sum, Operand<T> a,
                            Operand<T> b, T* c, bool accumulate) {

@@ -5,6 +5,7 @@
 
 #include "moe/core/bfloat16.hpp"
 #include "moe/core/float16.hpp"
+#include "moe/kernels/cuda/batched.hpp"
 #include "moe/kernels/cuda/warp_tile.hpp"
 #include "moe/kernels/device/launch.hpp"
 #include "moe/kernels/hip/wave_tile.hpp"
@@ -100,6 +101,11 @@ void multiply_by(const Space& space, const Product<T>& product, const Finish& fi
 template <int parts = 1, bool exact = false, class Space, class T, class Finish = Store<T>>
 void multiply(const Space& space, const Product<T>& product, const Finish& finish = {}) {
   if (product.n == 0) return;
+#if defined(MOE_CUBLAS)
+  if constexpr (std::is_same_v<Space, Kokkos::Cuda> && std::is_same_v<Finish, Store<T>>) {
+    if (product.rows_each >= 0 && product.a.number == nullptr) return cuda::multiply_batched(space, product);
+  }
+#endif
 #if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)
   if constexpr (std::is_same_v<Space, Kokkos::Cuda> && std::is_same_v<T, float> && !exact) {
     if (allow_tf32()) return multiply_by<TF32Engines<parts>, parts>(space, product, finish);
