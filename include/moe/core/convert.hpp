@@ -10,7 +10,7 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-#if defined(__F16C__) && !defined(__CUDA_ARCH__)
+#if defined(__F16C__) && !MOE_DEVICE_PASS
 typedef short Halves __attribute__((vector_size(16), aligned(2), may_alias));
 typedef float HalvesAsFloats __attribute__((vector_size(32), aligned(4), may_alias));
 
@@ -40,13 +40,13 @@ inline void convert_eight(const float* from, bfloat16* to) {
 template <int count, class From, class To>
 KOKKOS_FUNCTION void convert(const From* from, To* to) {
   int i = 0;
-#if defined(__F16C__) && !defined(__CUDA_ARCH__)
+#if defined(__F16C__) && !MOE_DEVICE_PASS
   if constexpr ((std::is_same_v<From, float16> && std::is_same_v<To, float>) ||
                 (std::is_same_v<From, float> && std::is_same_v<To, float16>)) {
     for (; i + 8 <= count; i += 8) convert_eight(from + i, to + i);
   }
 #endif
-#if defined(__GNUC__) && !defined(__CUDA_ARCH__)
+#if defined(__GNUC__) && !MOE_DEVICE_PASS
   if constexpr (std::is_same_v<From, float> && std::is_same_v<To, bfloat16>) {
     for (; i + 8 <= count; i += 8) convert_eight(from + i, to + i);
   }

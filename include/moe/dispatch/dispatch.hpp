@@ -139,7 +139,7 @@ struct GatherToken {
   DispatchPlan<Space> plan;
   Matrix<T, Space> rows;
   bool past_caches;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()([[maybe_unused]] Index t) const {
     KOKKOS_IF_ON_HOST(
         (const Index hidden = rows.extent(1); for (Index i = plan.token_offsets(t); i < plan.token_offsets(t + 1); ++i)
              stream_copy(rows.data() + plan.token_rows(i) * hidden, x.data() + t * hidden, hidden, past_caches);))
