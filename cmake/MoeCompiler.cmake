@@ -44,7 +44,12 @@ if(MOE_CUDA)
                          "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror cross-execution-space-call>")
 endif()
 
-# moe_program(name sources...): a program of ours, compiled as CUDA in a CUDA build.
+if(MOE_HIP)
+  # clang's wrapper of <algorithm> is no system header to it, and what libstdc++ deprecates is then reported.
+  target_compile_options(moe_dev INTERFACE "SHELL:${MOE_HIP_FLAGS}" -Wno-deprecated-declarations)
+endif()
+
+# moe_program(name sources...): a program of ours, compiled as CUDA in a CUDA build. moe_add_test registers it.
 function(moe_program name)
   add_executable(${name} ${ARGN})
   target_link_libraries(${name} PRIVATE moe::moe moe_dev)

@@ -2,13 +2,6 @@
 # registries (Debian's packages, PyPI), and the upstream repository at a pinned tag. Whatever is
 # fetched stays in MOE_DEPS_DIR and is found there, offline, the next time. See docs/dependencies.md.
 
-if(DEFINED ENV{MOE_DEPS_DIR})
-  set(_deps_default $ENV{MOE_DEPS_DIR})
-else()
-  set(_deps_default ${PROJECT_SOURCE_DIR}/.deps)
-endif()
-set(MOE_DEPS_DIR ${_deps_default} CACHE PATH "Where fetched dependencies are kept")
-
 set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON) # a parent project links them through moe::moe
 list(PREPEND CMAKE_PREFIX_PATH ${MOE_DEPS_DIR}/debian/usr)
 

@@ -10,21 +10,37 @@ function(_moe_kokkos_options out_name out_options)
   set(name ${CMAKE_CXX_COMPILER_ID}-${CMAKE_CXX_COMPILER_VERSION})
   set(options -DKokkos_ENABLE_SERIAL=ON)
   if(MOE_CUDA)
-    # Kokkos knows GPUs by name, and cannot ask a machine that has none.
-    foreach(pair 70/VOLTA70 75/TURING75 80/AMPERE80 86/AMPERE86 89/ADA89 90/HOPPER90 100/BLACKWELL100 120/BLACKWELL120)
-      string(REPLACE "/" ";" pair ${pair})
-      list(GET pair 0 number)
-      list(GET pair 1 gpu)
-      if(CMAKE_CUDA_ARCHITECTURES MATCHES "^${number}")
-        list(APPEND options -DKokkos_ARCH_${gpu}=ON)
-      endif()
-    endforeach()
-    string(APPEND name -cuda-${CMAKE_CUDA_COMPILER_VERSION}-sm${CMAKE_CUDA_ARCHITECTURES})
+    # Kokkos knows GPUs by name, cannot ask a machine that has none, and takes one: the others are flags to it.
+    list(GET CMAKE_CUDA_ARCHITECTURES 0 first)
+    string(REGEX MATCH "^[0-9]+" first ${first})
+    set(names 70 VOLTA70 75 TURING75 80 AMPERE80 86 AMPERE86 89 ADA89 90 HOPPER90 100 BLACKWELL100 120 BLACKWELL120)
+    list(FIND names ${first} at)
+    if(at EQUAL -1)
+      message(FATAL_ERROR "Kokkos has no name for CUDA's architecture ${first}, the first of CMAKE_CUDA_ARCHITECTURES")
+    endif()
+    math(EXPR at "${at} + 1")
+    list(GET names ${at} gpu)
+    set(others ${CMAKE_CUDA_ARCHITECTURES})
+    list(POP_FRONT others)
+    list(TRANSFORM others REPLACE "^([0-9]+[a-z]?).*$" "-gencode=arch=compute_\\1,code=sm_\\1")
+    list(JOIN others " " flags)
+    list(JOIN CMAKE_CUDA_ARCHITECTURES + architectures)
+    string(APPEND name -cuda-${CMAKE_CUDA_COMPILER_VERSION}-sm${architectures})
     list(APPEND options -DKokkos_ENABLE_CUDA=ON -DKokkos_ENABLE_COMPILE_AS_CMAKE_LANGUAGE=ON
+         -DKokkos_ARCH_${gpu}=ON -DCMAKE_CUDA_FLAGS=${flags}
          -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER} -DCMAKE_CUDA_STANDARD=20
-         -DCMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES}
+         -DCMAKE_CUDA_ARCHITECTURES=${first}
          -DCMAKE_CUDA20_STANDARD_COMPILE_OPTION=-std=c++20
          -DCMAKE_CUDA20_EXTENSION_COMPILE_OPTION=-std=c++20)
+  elseif(MOE_HIP)
+    list(GET MOE_HIP_ARCHITECTURES 0 first)
+    string(TOUPPER ${first} gpu)
+    list(JOIN MOE_HIP_ARCHITECTURES + architectures)
+    get_filename_component(rocm ${MOE_ROCM_PATH} NAME)
+    string(APPEND name -hip-${rocm}-${architectures})
+    # Without rocThrust, sorting would go through the host; nothing of ours sorts by Kokkos.
+    list(APPEND options -DKokkos_ENABLE_HIP=ON -DKokkos_ARCH_AMD_${gpu}=ON -DKokkos_ENABLE_ROCTHRUST=OFF
+         "-DCMAKE_CXX_FLAGS=${MOE_HIP_FLAGS}")
   else()
     find_package(OpenMP QUIET COMPONENTS CXX)
     if(OpenMP_CXX_FOUND)
@@ -104,8 +120,10 @@ macro(moe_kokkos)
                           "install it and pass -DKokkos_ROOT=<its prefix>")
     endif()
   endif()
-  if(MOE_CUDA AND NOT "CUDA" IN_LIST Kokkos_DEVICES)
-    message(FATAL_ERROR "The Kokkos in ${Kokkos_DIR} is built without CUDA; "
-                        "hide it with -DCMAKE_DISABLE_FIND_PACKAGE_Kokkos=OFF -DKokkos_ROOT=<another>")
-  endif()
+  foreach(_device CUDA HIP)
+    if(MOE_${_device} AND NOT ${_device} IN_LIST Kokkos_DEVICES)
+      message(FATAL_ERROR "The Kokkos in ${Kokkos_DIR} is built without ${_device}; "
+                          "hide it with -DCMAKE_DISABLE_FIND_PACKAGE_Kokkos=OFF -DKokkos_ROOT=<another>")
+    endif()
+  endforeach()
 endmacro()

@@ -1,10 +1,25 @@
 # Tools that CMake itself would miss only with a long message. Read before project().
 
+if(DEFINED ENV{MOE_DEPS_DIR})
+  set(_deps_default $ENV{MOE_DEPS_DIR})
+else()
+  set(_deps_default ${CMAKE_CURRENT_SOURCE_DIR}/.deps)
+endif()
+set(MOE_DEPS_DIR ${_deps_default} CACHE PATH "Where fetched dependencies are kept")
+
+if(MOE_CUDA AND MOE_HIP)
+  message(FATAL_ERROR "MOE_CUDA and MOE_HIP exclude each other: Kokkos has one kind of device in a program")
+endif()
+
 if(CMAKE_GENERATOR MATCHES "Ninja" AND NOT CMAKE_MAKE_PROGRAM)
   find_program(MOE_NINJA NAMES ninja ninja-build samu)
   if(NOT MOE_NINJA)
     message(FATAL_ERROR "Ninja is missing; install it with: sudo apt-get install ninja-build")
   endif()
+endif()
+
+if(MOE_HIP)
+  include(MoeHip) # chooses the compiler
 endif()
 
 if(NOT CMAKE_CXX_COMPILER AND NOT DEFINED ENV{CXX} AND NOT CMAKE_TOOLCHAIN_FILE)
