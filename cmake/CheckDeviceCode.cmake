@@ -39,7 +39,7 @@ elseif(CUOBJDUMP)
   foreach(architecture IN LISTS architectures)
     execute_process(COMMAND ${CUOBJDUMP} --gpu-architecture ${architecture} --dump-elf-symbols ${PROGRAM}
                     OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
-    report(${architecture} "${symbols}" "STT_FUNC[^\n]*STO_ENTRY[^\n]*3moe[^\n]*")
+    report(${architecture} "${symbols}" "FUNC[^\n]*ENTRY[^\n]*3moe[^\n]*")
   endforeach()
 else()
   execute_process(COMMAND ${READELF} --wide --sections ${PROGRAM} OUTPUT_VARIABLE sections COMMAND_ERROR_IS_FATAL ANY)
