@@ -99,7 +99,7 @@ function(_moe_hip_from_debian)
     _moe_find_hip_clang(clang)
   endif()
   if(NOT clang)
-    message(FATAL_ERROR "clang ${MOE_HIP_CLANG_MINIMUM} or newer is missing, which HIP needs; install ROCm, or: "
+    message(FATAL_ERROR "clang ${MOE_HIP_CLANG_MINIMUM} or newer is missing, which a HIP build needs; install ROCm, or: "
                         "sudo apt-get install clang-19 clang-tools-19 lld-19 llvm-19 libclang-rt-19-dev")
   endif()
 
@@ -111,7 +111,7 @@ function(_moe_hip_from_debian)
     endif()
   endif()
   if(NOT EXISTS ${usr}/include/hip/hip_version.h OR NOT EXISTS ${usr}/lib/x86_64-linux-gnu/amdgcn/bitcode/ocml.bc)
-    message(FATAL_ERROR "HIP's headers or its device library are missing; install ROCm, or: "
+    message(FATAL_ERROR "HIP's headers or its device library are missing, which a HIP build needs; install ROCm, or: "
                         "sudo apt-get install libamdhip64-dev rocm-device-libs")
   endif()
   file(STRINGS ${usr}/include/hip/hip_version.h lines REGEX "#define HIP_VERSION_(MAJOR|MINOR) ")
