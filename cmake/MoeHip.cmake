@@ -105,9 +105,11 @@ function(_moe_hip_from_debian)
 
   set(usr /usr)
   if(NOT EXISTS /usr/include/hip/hip_runtime.h OR NOT EXISTS /usr/lib/x86_64-linux-gnu/libamdhip64.so)
-    set(usr ${fetched})
+    # A folder of its own: the others' include folder comes before the mended headers.
+    set(usr ${MOE_DEPS_DIR}/debian-hip/usr)
     if(NOT EXISTS ${usr}/include/hip/hip_runtime.h AND MOE_FETCH)
-      moe_debian_packages(libamdhip64-dev libamdhip64-5 libhsa-runtime-dev libhsa-runtime64-1 rocm-device-libs)
+      moe_debian_packages(INTO ${MOE_DEPS_DIR}/debian-hip
+                          libamdhip64-dev libamdhip64-5 libhsa-runtime-dev libhsa-runtime64-1 rocm-device-libs)
     endif()
   endif()
   if(NOT EXISTS ${usr}/include/hip/hip_version.h OR NOT EXISTS ${usr}/lib/x86_64-linux-gnu/amdgcn/bitcode/ocml.bc)

@@ -47,6 +47,12 @@ inline Map stacked(Index experts, Index rows, Index b, Index all, Index first) {
   return map;
 }
 
+/// Choices as the host reads them.
+inline moe::Assignments<float, HostSpace> on_host(const moe::Assignments<float, Space>& a) {
+  return {a.tokens,          a.bound,           a.uniform_k,    on_host(a.token_offsets),
+          on_host(a.expert), on_host(a.weight), on_host(a.live)};
+}
+
 /// Tokens, the gradient of the output, and side inputs.
 struct Inputs {
   Index sequences, length, hidden, tokens;
@@ -60,15 +66,15 @@ struct Inputs {
     g = Matrix<float, Space>("g", tokens, golden.shape("in.g").at(2));
     golden.copy("in.x", x);
     golden.copy("in.g", g);
-    Vector<Index, Space> offsets("sequence_offsets", sequences + 1);
+    Vector<Index, HostSpace> offsets("sequence_offsets", sequences + 1);
     for (Index s = 0; s <= sequences; ++s) offsets(s) = s * length;
     batch.x = x;
-    batch.sequence_offsets = offsets;
+    batch.sequence_offsets = on_device(offsets);
     if (golden.has("in.token_ids")) {
       const auto values = golden.integers("in.token_ids");
-      Vector<std::int32_t, Space> ids("token_ids", tokens);
+      Vector<std::int32_t, HostSpace> ids("token_ids", tokens);
       std::copy(values.begin(), values.end(), ids.data());
-      batch.token_ids = ids;
+      batch.token_ids = on_device(ids);
     }
   }
 };
@@ -90,12 +96,14 @@ class Check {
   void bind(const std::string& name, const View& array, const View& gradient, Map map = {}) {
     const Values values = golden_.read("param." + name);
     if (map.empty()) map = plain(Index(values.size()));
+    const auto copy = on_host(array);
     for (std::size_t i = 0; i < map.size(); ++i) {
       moe::detail::require<moe::ShapeError>(map[i] < Index(array.size()), "check_golden: '", name,
                                             "' does not fit the layer's array of ", array.size(), " elements.");
-      array.data()[map[i]] = values[i];
+      copy.data()[map[i]] = values[i];
     }
-    bound_.push_back({name, gradient.data(), std::move(map)});
+    Kokkos::deep_copy(array, copy);
+    bound_.push_back({name, {gradient.data(), gradient.size()}, std::move(map)});
   }
 
   void router(const std::string& name) { bind(name, layer.parameters.router.weight, gradients.router.weight); }
@@ -159,7 +167,7 @@ class Check {
     const Index experts = layer.config().experts;
     layer.router().forward(ctx, in.batch, layer.parameters.router, layer.buffers.router, experts, routing);
     compare_routing(routing, routing.scores, routing.assignments.weight, nullptr);
-    const auto& a = routing.assignments;
+    const auto a = on_host(routing.assignments);
     const auto order = golden_.integers("out.idx");
     moe::RoutingGradients<float, Space> of{Vector<float, Space>("dweight", a.bound),
                                            Matrix<float, Space>("dscores", in.tokens, experts),
@@ -167,15 +175,18 @@ class Check {
                                            {},
                                            {}};
     Values y(a.bound);
+    const auto g = on_host(in.g);
+    const auto dweight = on_host(of.dweight);
     for (Index t = 0; t < in.tokens; ++t) {
       for (Index i = 0; i < a.uniform_k; ++i) {
         for (Index j = a.begin(t); j < a.end(t); ++j) {
           if (a.expert(j) != order[t * a.uniform_k + i]) continue;
           y[t * a.uniform_k + i] = a.weight(j);
-          of.dweight(j) = in.g(t, i);
+          dweight(j) = g(t, i);
         }
       }
     }
+    Kokkos::deep_copy(of.dweight, dweight);
     Matrix<float, Space> dx("dx", in.tokens, in.hidden);
     layer.router().backward(ctx, in.batch, layer.parameters.router, routing, of, dx, gradients.router);
     comparison_.check("out.y", y.data(), y.size());
@@ -197,7 +208,7 @@ class Check {
     router.forward(ctx, in.batch, parameters, {}, experts, routing);
     Vector<double, Space> value("value", 1);
     loss.value(ctx, in.batch, routing, value);
-    const float rounded = float(value(0));
+    const float rounded = float(on_host(value)(0));
     comparison_.check("aux." + name, &rounded, 1);
     moe::RoutingGradients<float, Space> of{Vector<float, Space>("dweight", routing.assignments.bound),
                                            Matrix<float, Space>("dscores", in.tokens, experts),
@@ -221,7 +232,7 @@ class Check {
  private:
   struct Bound {
     std::string name;
-    const float* gradient;
+    Kokkos::View<const float*, Space::memory_space, Kokkos::MemoryUnmanaged> gradient;
     Map map;
   };
 
@@ -230,8 +241,11 @@ class Check {
 
   /// Logits, choices and combine weights. The golden may hold fewer experts than the layer (shared ones come last).
   void compare_routing(const moe::Routing<float, Space>& routing, const Matrix<float, Space>& values,
-                       const Vector<float, Space>& weight, const moe::DispatchPlan<Space>* plan) {
-    const auto& a = routing.assignments;
+                       const Vector<float, Space>& weights, const moe::DispatchPlan<Space>* plan) {
+    const auto a = on_host(routing.assignments);
+    const auto weight = on_host(weights);
+    const auto logit = on_host(values);
+    const auto rows = plan != nullptr ? on_host(plan->assignment_row) : Vector<Index, HostSpace>();
     const Index experts = golden_.shape("out.dense_w").at(1), all = routing.logits.extent(1);
     Values dense(a.tokens * experts, 0.0f), logits(a.tokens * experts);
     Index misplaced = 0;
@@ -240,12 +254,12 @@ class Check {
       std::set<Index> chosen, wanted;
       for (Index j = a.begin(t); j < a.end(t); ++j) {
         const Index e = a.expert(j);
-        if (e < 0 || e >= experts || (plan != nullptr && plan->assignment_row(j) < 0)) continue;
+        if (e < 0 || e >= experts || (plan != nullptr && rows(j) < 0)) continue;
         dense[t * experts + e] += weight(j);
         if (weight(j) != 0) chosen.insert(e);
       }
       for (Index e = 0; e < experts; ++e) {
-        logits[t * experts + e] = values.data()[t * all + e];
+        logits[t * experts + e] = logit.data()[t * all + e];
         if (expected[t * experts + e] != 0) wanted.insert(e);
       }
       misplaced += chosen != wanted;
@@ -258,7 +272,8 @@ class Check {
   void compare_gradients() {
     for (const Bound& bound : bound_) {
       Values values(golden_.read("param." + bound.name).size(), 0.0f);  // experts without parameters: no gradient
-      for (std::size_t i = 0; i < bound.map.size(); ++i) values[i] = bound.gradient[bound.map[i]];
+      const auto gradient = on_host(bound.gradient);
+      for (std::size_t i = 0; i < bound.map.size(); ++i) values[i] = gradient(bound.map[i]);
       comparison_.check("grad." + bound.name, values.data(), values.size());
     }
   }

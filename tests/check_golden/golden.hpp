@@ -12,8 +12,20 @@
 
 namespace golden {
 
-using Space = Kokkos::DefaultHostExecutionSpace;
+using Space = Kokkos::DefaultExecutionSpace;
+using HostSpace = Kokkos::DefaultHostExecutionSpace;
 using Values = std::vector<float>;
+
+/// A copy on the host, or the array itself where it lies there.
+template <class View>
+auto on_host(const View& view) {
+  return Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, view);
+}
+/// The same the other way.
+template <class View>
+auto on_device(const View& view) {
+  return Kokkos::create_mirror_view_and_copy(Space::memory_space{}, view);
+}
 
 /// The file: tensors, and in its metadata the family and the configuration.
 class Golden {
@@ -50,7 +62,9 @@ class Golden {
     const Values values = read(name);
     if (offset + moe::Index(values.size()) > moe::Index(view.size()))
       throw moe::ShapeError("moe: '" + file_.path() + "': tensor '" + name + "' does not fit the layer.");
-    std::copy(values.begin(), values.end(), view.data() + offset);
+    const auto copy = on_host(view);
+    std::copy(values.begin(), values.end(), copy.data() + offset);
+    Kokkos::deep_copy(view, copy);
   }
 
  private:
@@ -88,7 +102,7 @@ class Comparison {
   }
   template <class View>
   void check(const std::string& name, const View& view) {
-    check(name, view.data(), view.size());
+    if (golden_.has(name)) check(name, on_host(view).data(), view.size());
   }
 
   /// A count of things that differ; none may.

@@ -113,7 +113,7 @@ void phimoe(const Golden& golden, Comparison& comparison) {
   check.fused();
   if (golden.training()) {
     const Index experts = check.layer.config().experts, tokens = check.in.tokens;
-    Matrix<float, Space> draws("draws", tokens, 2 * experts + 2);
+    Matrix<float, HostSpace> draws("draws", tokens, 2 * experts + 2);
     for (int step = 0; step < 2; ++step) {
       const Values exponential = golden.read("in.exponential_" + std::to_string(step));
       const Values uniform = golden.read(step == 0 ? "in.uniform_0" : "in.uniform_2");
@@ -123,7 +123,7 @@ void phimoe(const Golden& golden, Comparison& comparison) {
         draws(t, 2 * experts + step) = uniform[t];
       }
     }
-    check.in.batch.draws = draws;
+    check.in.batch.draws = on_device(draws);
   }
   check.run();
   check.transformers_balance(golden.config<int>("num_experts_per_tok"), "router.weight");

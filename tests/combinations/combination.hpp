@@ -12,7 +12,7 @@
 
 namespace combination {
 
-using Space = Kokkos::DefaultHostExecutionSpace;
+using Space = Kokkos::DefaultExecutionSpace;
 using moe::Index;
 using Matrix = moe::Matrix<double, Space>;
 using Vector = moe::Vector<double, Space>;
