@@ -16,6 +16,9 @@ function(moe_install_source name source prefix)
   file(REMOVE_RECURSE ${work})
   file(MAKE_DIRECTORY ${work})
   cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
+  if(DEFINED ENV{CMAKE_BUILD_PARALLEL_LEVEL}) # who shares a machine says so
+    set(cores $ENV{CMAKE_BUILD_PARALLEL_LEVEL})
+  endif()
   moe_run_logged(${work}/configure.log "Configuring ${name}"
     ${CMAKE_COMMAND} -S ${source} -B ${work}/build -G ${CMAKE_GENERATOR} -DCMAKE_BUILD_TYPE=Release
     -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CXX_STANDARD=20 -DCMAKE_INSTALL_LIBDIR=lib

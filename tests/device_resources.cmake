@@ -1,0 +1,11 @@
+# bench/device_resources.py on what ptxas prints. At 256 threads 40 registers leave 6 blocks of 8 warps out of 64; 128
+# registers leave 2, and 96 KB of shared memory 2 as well.
+
+find_package(Python3 COMPONENTS Interpreter QUIET)
+if(Python3_FOUND)
+  add_test(NAME device_resources
+           COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/bench/device_resources.py --all
+                   ${CMAKE_CURRENT_SOURCE_DIR}/data/device_resources/ptxas.txt)
+  set_tests_properties(device_resources PROPERTIES PASS_REGULAR_EXPRESSION
+    "sm_90: 2 kernels.*other\\(\\) +128 +0 +98304 +0 +0 +25 %.*Element<float> +40 +0 +0 +16 +2 +75 %")
+endif()
