@@ -51,8 +51,9 @@ void vary_vectors(Parameters& parameters) {
 
 template <class View>
 double largest(const View& view) {
+  const auto values = host(view);
   double result = 0;
-  for (std::size_t i = 0; i < view.size(); ++i) result = std::max(result, std::abs(double(view.data()[i])));
+  for (std::size_t i = 0; i < values.size(); ++i) result = std::max(result, std::abs(double(values.data()[i])));
   return result;
 }
 
@@ -182,7 +183,10 @@ template <class From, class To>
 void copy_parameters(From& from, To& to) {
   auto copy = [](std::string_view, auto& a, auto& b) {
     using T = typename std::decay_t<decltype(b)>::value_type;
-    for (std::size_t i = 0; i < a.size(); ++i) b.data()[i] = T(a.data()[i]);
+    const auto from_values = host(a);
+    const auto to_values = host(b);
+    for (std::size_t i = 0; i < from_values.size(); ++i) to_values.data()[i] = T(from_values.data()[i]);
+    Kokkos::deep_copy(b, to_values);
   };
   From::Parameters::visit(copy, from.parameters, to.parameters);
 }

@@ -4,14 +4,16 @@
 namespace mixed_precision_test {
 
 using namespace moe_test;
-using Host = Kokkos::DefaultHostExecutionSpace;
+using Space = Kokkos::DefaultExecutionSpace;
 
 template <class T, class... Policies>
-using MixedLayer = moe::MoELayer<moe::On<Host>, moe::Precision<T, float>, Policies...>;
+using MixedLayer = moe::MoELayer<moe::On<Space>, moe::Precision<T, float>, Policies...>;
 
 /// The distance of two arrays over the larger one's size, both as vectors.
 template <class A, class B>
-double distance(const A& a, const B& b) {
+double distance(const A& of_a, const B& of_b) {
+  const auto a = host(of_a);
+  const auto b = host(of_b);
   double squares = 0, size = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
     const double x = float(a.data()[i]), y = float(b.data()[i]);
@@ -29,6 +31,26 @@ double distance(const A& a, const B& b) {
 template <class T>
 constexpr double bound = 12 * (std::is_same_v<T, moe::bfloat16> ? 0x1p-8 : 0x1p-11);
 
+/// Multiplies each number by `factor`, and rounds it again.
+template <class View>
+void scale_by(const View& view, double factor) {
+  const auto values = host(view);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    values.data()[i] = typename View::value_type(float(factor) * float(values.data()[i]));
+  Kokkos::deep_copy(view, values);
+}
+
+/// The same numbers, wider.
+template <class View>
+moe::Matrix<float, Space> widened(const View& view) {
+  const moe::Matrix<float, Space> wide("wide", view.extent(0), view.extent(1));
+  const auto from = host(view);
+  const auto to = host(wide);
+  for (std::size_t i = 0; i < from.size(); ++i) to.data()[i] = float(from.data()[i]);
+  Kokkos::deep_copy(wide, to);
+  return wide;
+}
+
 /// Forward and backward in T and in f32; gradients of T are `scale` times as large.
 template <class Wide, class Narrow>
 void compare(Wide& wide, Narrow& narrow, double scale) {
@@ -36,14 +58,11 @@ void compare(Wide& wide, Narrow& narrow, double scale) {
   const Index tokens = 60, hidden = wide.config().hidden;
   copy_parameters(wide, narrow);  // rounds
   copy_parameters(narrow, wide);  // so that both have the same
-  const auto x = random<moe::Matrix<T, Host>>(1, tokens, hidden), dy = random<moe::Matrix<T, Host>>(2, tokens, hidden);
-  const moe::Matrix<float, Host> wide_x("x", tokens, hidden), wide_dy("dy", tokens, hidden);
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    wide_x.data()[i] = float(x.data()[i]);
-    wide_dy.data()[i] = float(dy.data()[i]);
-    dy.data()[i] = T(float(scale) * float(dy.data()[i]));
-  }
-  moe::Context<Host> ctx;
+  const auto x = random<moe::Matrix<T, Space>>(1, tokens, hidden),
+             dy = random<moe::Matrix<T, Space>>(2, tokens, hidden);
+  const auto wide_x = widened(x), wide_dy = widened(dy);
+  scale_by(dy, scale);
+  moe::Context<Space> ctx;
   typename Wide::Tape wide_tape;
   typename Narrow::Tape tape;
   auto wide_gradients = wide.gradients();
@@ -55,11 +74,11 @@ void compare(Wide& wide, Narrow& narrow, double scale) {
   CHECK(distance(y, wide_y) < bound<T>);
   const auto wide_dx = wide.backward(ctx, wide_dy, wide_tape, wide_gradients);
   const auto dx = narrow.backward(ctx, dy, tape, gradients, scale);
-  for (std::size_t i = 0; i < dx.size(); ++i) wide_dx.data()[i] *= float(scale);
+  scale_by(wide_dx, scale);
   CHECK(distance(dx, wide_dx) < bound<T>);
   auto check = [&](std::string_view name, auto& gradient, auto& expected) {
     CAPTURE(std::string(name));
-    for (std::size_t i = 0; i < expected.size(); ++i) expected.data()[i] *= float(scale);
+    scale_by(expected, scale);
     CHECK(distance(gradient, expected) < bound<T>);
     CHECK(largest(expected) > 1e-4 * scale);
   };
