@@ -29,7 +29,7 @@ if(LLVM)
     endif()
     execute_process(COMMAND ${LLVM}/clang-offload-bundler --type=o --unbundle --input=${bundle}
                             --targets=${CMAKE_MATCH_1} --output=${bundle}.${architecture} COMMAND_ERROR_IS_FATAL ANY)
-    execute_process(COMMAND ${LLVM}/llvm-readelf --symbols --wide ${bundle}.${architecture}
+    execute_process(COMMAND ${LLVM}/llvm-readelf --dyn-symbols --wide ${bundle}.${architecture}
                     OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
     file(REMOVE ${bundle}.${architecture})
     report(${architecture} "${symbols}" "FUNC [^\n]*3moe[^\n]*")
