@@ -52,7 +52,7 @@ void check_rows() {
       const Index k = std::min<Index>(size, 9);
       std::vector<ExpertId> chosen(static_cast<std::size_t>(k));
       std::vector<Real> key = row;
-      moe::detail::take_largest(moe::Row<Real>{key.data(), size}, moe::Row<ExpertId>{chosen.data(), k});
+      moe::detail::take_largest(moe::Team{}, moe::Row<Real>{key.data(), size}, moe::Row<ExpertId>{chosen.data(), k});
       CHECK(chosen == plain_largest(row, k));
 
       Real first = Real(-infinity), second = first;
@@ -65,7 +65,7 @@ void check_rows() {
         }
       }
       Real a, b;
-      moe::detail::row_largest_two(moe::Row<const Real>{row.data(), size}, a, b);
+      moe::detail::row_largest_two(moe::Team{}, moe::Row<const Real>{row.data(), size}, a, b);
       CHECK((a == first && b == second));
       CHECK(moe::detail::row_max(moe::Team{}, moe::Row<const Real>{row.data(), size}) == first);
     }

@@ -96,14 +96,12 @@ Real largest(const Real* row, Index size) {
   return best;
 }
 
-/// Puts numbers among the two largest so far.
+/// Puts a number among the two largest so far.
 template <class Real>
-KOKKOS_FUNCTION void insert_largest_two(Row<const Real> row, Real& first, Real& second) {
-  for (Index i = 0; i < row.size; ++i) {
-    const Real value = row[i], less = value > first ? first : value;
-    first = value > first ? value : first;
-    second = less > second ? less : second;
-  }
+KOKKOS_FUNCTION void insert_largest_two(Real value, Real& first, Real& second) {
+  const Real less = value > first ? first : value;
+  first = value > first ? value : first;
+  second = less > second ? less : second;
 }
 
 /// The two largest, equal ones too, where `first` and `second` are -infinity to begin with.
@@ -131,7 +129,7 @@ void largest_two(const Real* row, Index size, Real& first, Real& second) {
       second = a[0];
     }
   }
-  insert_largest_two(Row<const Real>{row + i, size - i}, first, second);
+  for (; i < size; ++i) insert_largest_two(row[i], first, second);
 }
 
 /// The sum of `size` numbers, in an order that `size` alone decides.
@@ -176,22 +174,31 @@ void take_roots(Real* row) {
 // The same for policies on rows, wherever they run.
 
 template <class Real>
-KOKKOS_FUNCTION std::remove_const_t<Real> row_max([[maybe_unused]] const Team& team, Row<Real> row) {
-  KOKKOS_IF_ON_HOST((return largest<std::remove_const_t<Real>>(row.data, row.size);))
-  KOKKOS_IF_ON_DEVICE((return team.max<std::remove_const_t<Real>>(row.size, [&](Index i) { return row[i]; });))
+KOKKOS_FUNCTION std::remove_const_t<Real> row_max(const Team& team, Row<Real> row) {
+  KOKKOS_IF_ON_HOST((if (!team.is_shared()) return largest<std::remove_const_t<Real>>(row.data, row.size);))
+  return team.max<std::remove_const_t<Real>>(row.size, [&](Index i) { return row[i]; });
 }
 
 template <class Real>
-KOKKOS_FUNCTION std::remove_const_t<Real> row_sum([[maybe_unused]] const Team& team, Row<Real> row) {
-  KOKKOS_IF_ON_HOST((return sum<std::remove_const_t<Real>>(row.data, row.size);))
-  KOKKOS_IF_ON_DEVICE((return team.sum<std::remove_const_t<Real>>(row.size, [&](Index i) { return row[i]; });))
+KOKKOS_FUNCTION std::remove_const_t<Real> row_sum(const Team& team, Row<Real> row) {
+  KOKKOS_IF_ON_HOST((if (!team.is_shared()) return sum<std::remove_const_t<Real>>(row.data, row.size);))
+  return team.sum<std::remove_const_t<Real>>(row.size, [&](Index i) { return row[i]; });
 }
 
 template <class Real>
-KOKKOS_FUNCTION void row_largest_two(Row<const Real> row, Real& first, Real& second) {
+KOKKOS_FUNCTION void row_largest_two(const Team& team, Row<const Real> row, Real& first, Real& second) {
   first = second = -Kokkos::Experimental::infinity_v<Real>;
-  KOKKOS_IF_ON_HOST((largest_two(row.data, row.size, first, second);))
-  KOKKOS_IF_ON_DEVICE((insert_largest_two(row, first, second);))
+  KOKKOS_IF_ON_HOST((if (!team.is_shared()) {
+    largest_two(row.data, row.size, first, second);
+    return;
+  }))
+  for (Index i = team.begin(); i < row.size; i += team.stride()) insert_largest_two(row[i], first, second);
+  if (!team.is_shared()) return;
+  for (int mask = team.lanes / 2; mask > 0; mask /= 2) {
+    const Real one = team.exchange(first, mask), two = team.exchange(second, mask);
+    insert_largest_two(one, first, second);
+    insert_largest_two(two, first, second);
+  }
 }
 
 }  // namespace detail

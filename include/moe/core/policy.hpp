@@ -63,10 +63,22 @@ KOKKOS_FUNCTION constexpr int order_of() {
   }
 }
 
+/// Is a policy on rows written for any number of lanes? It says so by `static constexpr bool takes_team = true`; see
+/// core/team.hpp.
+template <class P>
+constexpr bool takes_team() {
+  if constexpr (requires { P::takes_team; }) {
+    return P::takes_team;
+  } else {
+    return false;
+  }
+}
+
 /// Policies as a device-friendly chain, those of low `order` first, in given order among equals.
 template <class... Policies>
 struct Chain {
   static constexpr int size = 0;
+  static constexpr bool takes_team = true;
   template <class Source>
   static Chain from(const Source&) {
     return {};
@@ -77,6 +89,7 @@ struct Chain {
 template <class First, class... Rest>
 struct Chain<First, Rest...> {
   static constexpr int size = 1 + sizeof...(Rest);
+  static constexpr bool takes_team = detail::takes_team<First>() && Chain<Rest...>::takes_team;
   First first;
   Chain<Rest...> rest;
 

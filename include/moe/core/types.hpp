@@ -13,11 +13,10 @@
 #include "moe/core/error.hpp"
 #include "moe/core/kind.hpp"
 #include "moe/core/large_pages.hpp"
+#include "moe/core/team.hpp"
 
 MOE_NAMESPACE_BEGIN
 
-/// Counts and positions: 64 bits, because T*K*H passes 2^31.
-using Index = std::int64_t;
 /// An expert's number; `no_expert` marks a choice that was not made.
 using ExpertId = std::int32_t;
 inline constexpr ExpertId no_expert = -1;
@@ -33,6 +32,20 @@ using Tensor3 = Kokkos::View<T***, Kokkos::LayoutRight, typename Space::memory_s
 /// Is the memory of `Space` the host's own?
 template <class Space>
 inline constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Space::memory_space>::accessible;
+
+namespace detail {
+
+/// Does `Space` take the code paths of devices? Hosts do where MOE_DEVICE_PATHS is defined: their tests then run the
+/// devices' kernels.
+#if defined(MOE_DEVICE_PATHS)
+template <class Space>
+inline constexpr bool device_path = true;
+#else
+template <class Space>
+inline constexpr bool device_path = !on_host<Space>;
+#endif
+
+}  // namespace detail
 
 /// Layer policy: the execution space a layer runs on.
 template <class ExecutionSpace>
@@ -52,37 +65,6 @@ struct Precision {
 /// The router's arithmetic: f32, or f64 where the tokens are f64 (a bf16 router changes which experts are chosen).
 template <class T>
 using RouterReal = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-/// One row of a matrix, as policies see it on any backend: a pointer and a size.
-template <class T>
-struct Row {
-  T* data;
-  Index size;
-  KOKKOS_FUNCTION T& operator[](Index i) const { return data[i]; }
-};
-
-/// The threads that share one row. Policies step through a row with `each` and reduce with `sum` and `max`, and so
-/// run unchanged on one thread (as now, on every backend) or on a warp.
-struct Team {
-  template <class F>
-  KOKKOS_FUNCTION void each(Index count, const F& f) const {
-    for (Index i = 0; i < count; ++i) f(i);
-  }
-  /// The sum of f(i), in index order.
-  template <class Real, class F>
-  KOKKOS_FUNCTION Real sum(Index count, const F& f) const {
-    Real total = 0;
-    for (Index i = 0; i < count; ++i) total += f(i);
-    return total;
-  }
-  /// The largest f(i); -infinity where count is 0.
-  template <class Real, class F>
-  KOKKOS_FUNCTION Real max(Index count, const F& f) const {
-    Real best = -Kokkos::Experimental::infinity_v<Real>;
-    for (Index i = 0; i < count; ++i) best = f(i) > best ? f(i) : best;
-    return best;
-  }
-};
 
 namespace detail {
 

@@ -63,7 +63,7 @@ struct ChooseLargest {
   Index k;
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Row<ExpertId> chosen{expert.data() + t * k, k};
-    if (!is_padding<Space>(mask, t)) return take_largest(row_of(keys, t), chosen);
+    if (!is_padding<Space>(mask, t)) return take_largest(Team{}, row_of(keys, t), chosen);
     for (Index i = 0; i < k; ++i) chosen[i] = no_expert;
   }
 };

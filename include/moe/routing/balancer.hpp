@@ -13,6 +13,7 @@ MOE_NAMESPACE_BEGIN
 /// load (Wang et al. 2024, "Auxiliary-loss-free load balancing"; DeepSeek-V3, eq. 16: rate 1e-3).
 struct BiasBalancer {
   using policy = kind::balancer;
+  static constexpr bool takes_team = true;
   double rate = 1e-3;
 
   template <class Real>
@@ -30,6 +31,7 @@ struct BiasBalancer {
 /// more experts and easy ones fewer.
 struct MeanCountBalancer {
   using policy = kind::balancer;
+  static constexpr bool takes_team = true;
   static constexpr bool needs_free_count = true;
   double k = 2;
   double rate = 1e-3;
@@ -50,6 +52,7 @@ struct MeanCountBalancer {
 /// look at later tokens, as each token compares its score with what made the cut so far.
 struct QuotaBalancer {
   using policy = kind::balancer;
+  static constexpr bool takes_team = true;
   static constexpr bool needs_free_count = true;
   double k = 2;
   double rate = 1e-3;

@@ -45,6 +45,7 @@ struct Zero {
 template <int fixed_groups = 0, int fixed_kept = 0, class GroupScore = Max, class Fill = NegativeInfinity>
 struct GroupLimit {
   using policy = kind::choice_key;
+  static constexpr bool takes_team = true;
   static constexpr int order = 1;  // group scores see the balancing bias
 
   int groups = fixed_groups == 0 ? 1 : fixed_groups;
@@ -93,7 +94,7 @@ struct GroupLimit {
       return detail::row_max(team, key);
     } else {
       Real first, second;
-      detail::row_largest_two(key, first, second);
+      detail::row_largest_two(team, key, first, second);
       const Real sum = first + second;
       return sum == sum ? sum : -Kokkos::Experimental::infinity_v<Real>;  // infinity - infinity
     }
@@ -103,6 +104,7 @@ struct GroupLimit {
 /// Choices compare logits, not scores (Kolibri adds its bias to logits; softmax or sigmoid alone keep the order).
 struct ChooseByLogits {
   using policy = kind::choice_key;
+  static constexpr bool takes_team = true;
   static constexpr int order = -1;
 
   template <class Real>
@@ -115,6 +117,7 @@ struct ChooseByLogits {
 /// Gumbel noise (Kool et al. 2019, "Stochastic beams and where to find them"). Weights stay the scores'.
 struct GumbelSampling {
   using policy = kind::choice_key;
+  static constexpr bool takes_team = true;
   static constexpr int order = -1;
   double temperature = 1;
 
@@ -129,6 +132,7 @@ struct GumbelSampling {
 /// While training, each expert is out of a token's reach with this probability (SiRA; SwitchHead).
 struct ExpertDropout {
   using policy = kind::choice_key;
+  static constexpr bool takes_team = true;
   static constexpr int order = 1;
   double probability = 0.1;
 

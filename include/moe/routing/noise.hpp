@@ -22,6 +22,7 @@ enum class MapPlace { input, logits };
 /// Transformer, section 2.2; 1e-2 there). The experts see the tokens as they are; see InputJitter for the other way.
 struct Jitter {
   using policy = kind::row_map;
+  static constexpr bool takes_team = true;
   static constexpr MapPlace place = MapPlace::input;
   double epsilon = 1e-2;
 
@@ -45,6 +46,7 @@ struct Jitter {
 /// choices alone.
 struct GumbelNoise {
   using policy = kind::row_map;
+  static constexpr bool takes_team = true;
   static constexpr MapPlace place = MapPlace::logits;
   double scale = 1;
 
@@ -61,6 +63,7 @@ struct GumbelNoise {
 /// z = cap * tanh(z / cap): logits stay within +-cap (Laguna; Gemma 2's attention).
 struct SoftCap {
   using policy = kind::row_map;
+  static constexpr bool takes_team = true;
   static constexpr MapPlace place = MapPlace::logits;
   double cap = 30;
 
@@ -85,6 +88,7 @@ struct SoftCap {
 /// z = factor * z (Muse Spark's output multiplier; 1 / temperature).
 struct LogitScale {
   using policy = kind::row_map;
+  static constexpr bool takes_team = true;
   static constexpr MapPlace place = MapPlace::logits;
   double factor = 1;
 

@@ -12,7 +12,7 @@
 #include "moe/routing/choice_key.hpp"
 #include "moe/routing/compatibility.hpp"
 #include "moe/routing/concepts.hpp"
-#include "moe/routing/detail/rows.hpp"
+#include "moe/routing/detail/backward_rows.hpp"
 #include "moe/routing/noise.hpp"
 #include "moe/routing/skipping.hpp"
 #include "moe/routing/table.hpp"
@@ -157,7 +157,18 @@ class Router {
         routing.scores,      routing.assignments,       draws,
         selection(),         Weightings::from(values_), weighting_rows<Real, Space>(parameters),
         Skips::from(values_)};
-    if constexpr (RowSelection<Selection>) {
+    if constexpr (RowSelection<Selection> && by_team && detail::device_path<Space>) {
+      const detail::SelectRow<Real, Space, Selection> select{routing.assignments, batch.mask, selection(), draws,
+                                                             ctx.flag()};
+      using Route = detail::RouteToken<Space, Real, decltype(score), std::remove_const_t<decltype(select)>,
+                                       std::remove_const_t<decltype(weigh)>>;
+      const std::size_t bytes = Route::bytes(experts);
+      Matrix<Real, Space> keys;
+      if (bytes == 0) keys = scratch.template matrix<Real>(tokens, experts);
+      auto teams = detail::light(detail::teams_for(ctx.space, tokens));
+      teams.set_scratch_size(0, Kokkos::PerThread(bytes));
+      if (tokens != 0) Kokkos::parallel_for("moe::Router::route", teams, Route{score, select, weigh, keys, tokens});
+    } else if constexpr (RowSelection<Selection>) {
       // Keys that a host keeps in its nearest cache; a device has a row for every thread.
       const Index chunk = on_host<Space> ? 16 : 1, chunks = (tokens + chunk - 1) / chunk;
       const auto keys = scratch.template matrix<Real>(chunks, experts);
@@ -169,12 +180,12 @@ class Router {
               score, select, weigh, keys, chunk, tokens});
     } else {
       score.keys = scratch.template matrix<Real>(tokens, experts);
-      run(ctx, "moe::Router::score", tokens, score);
+      run_rows<by_team>(ctx, "moe::Router::score", tokens, score);
       detail::fill(ctx.space, routing.assignments.expert, no_expert);
       selection().select(ctx, score.keys, batch, routing.assignments);
       run(ctx, "moe::Router::check_ids", tokens,
           detail::CheckIds<Real, Space>{routing.assignments, experts, ctx.flag(), true});
-      run(ctx, "moe::Router::weigh", tokens, weigh);
+      run_rows<by_team>(ctx, "moe::Router::weigh", tokens, weigh);
     }
   }
 
@@ -203,10 +214,26 @@ class Router {
       partial = scratch.template matrix<Real>(chunks, learned);
       detail::fill(ctx.space, partial, Real(0));
     }
-    run(ctx, "moe::Router::backward", chunks,
-        detail::BackwardChunk<Real, Space, LogitMaps, Scoring, Selection, Weightings>{
-            routing, of, work, dchosen, maps_work, batch.mask, draws, LogitMaps{Maps::from(values_)}, scoring(),
-            selection(), Weightings::from(values_), rows, chunk, partial});
+    const detail::BackwardChunk<Real, Space, LogitMaps, Scoring, Selection, Weightings> pull{
+        routing,
+        of,
+        work,
+        dchosen,
+        maps_work,
+        batch.mask,
+        draws,
+        LogitMaps{Maps::from(values_)},
+        scoring(),
+        selection(),
+        Weightings::from(values_),
+        rows,
+        chunk,
+        partial};
+    if constexpr (by_team && !Learns::any && detail::device_path<Space>) {
+      detail::each_row(ctx.space, "moe::Router::backward", tokens, pull);
+    } else {
+      run(ctx, "moe::Router::backward", chunks, pull);
+    }
     if constexpr (Learns::any) {
       Index first = 0;
       for (const auto& gradient : gradients.weightings.values) {
@@ -222,7 +249,8 @@ class Router {
     detail::source_backward(source(), ctx, batch, draws, routing, of, input,
                             static_cast<const SourceParameters&>(parameters), dinput,
                             static_cast<SourceParameters&>(gradients));
-    run(ctx, "moe::Router::input_gradient", tokens,
+    run_rows<InputMaps::takes_team>(
+        ctx, "moe::Router::input_gradient", tokens,
         detail::InputGradientRow<T, Real, Space, InputMaps>{input, dinput, dx, draws, {Maps::from(values_)}});
   }
 
@@ -247,6 +275,11 @@ class Router {
   template <class Real, class Space>
   using LearnsWeightings = detail::WeightingParametersOf<Weightings, Real, Space>;
 
+  /// Are all policies that see a token's row of logits or of choices written for several lanes?
+  static constexpr bool by_team = LogitMaps::takes_team && detail::takes_team<Scoring>() && Keys::takes_team &&
+                                  detail::takes_team<Balancer>() && Weightings::takes_team && Skips::takes_team &&
+                                  (!RowSelection<Selection> || detail::takes_team<Selection>());
+
   template <class P>
   P value_or_default() const {
     if constexpr (detail::one_of<P, Policies...>) {
@@ -263,6 +296,16 @@ class Router {
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, const char* name, Index tokens, const Functor& functor) {
     detail::each(ctx.space, name, tokens, functor, 4);
+  }
+
+  /// The same by a warp a row on devices, where the policies allow it.
+  template <bool team, class Space, class Functor>
+  static void run_rows(Context<Space>& ctx, const char* name, Index rows, const Functor& functor) {
+    if constexpr (team) {
+      detail::each_row(ctx.space, name, rows, functor, 4);
+    } else {
+      run(ctx, name, rows, detail::RowByThread<Functor>{functor});
+    }
   }
 
   template <class Real, class Space>
@@ -292,7 +335,8 @@ class Router {
       return x;
     } else {
       auto input = scratch.template matrix<Real>(x.extent(0), x.extent(1));
-      run(ctx, "moe::Router::input", Index(x.extent(0)),
+      run_rows<InputMaps::takes_team>(
+          ctx, "moe::Router::input", Index(x.extent(0)),
           detail::InputRow<T, Real, Space, InputMaps>{x, input, draws, {Maps::from(values_)}});
       return input;
     }

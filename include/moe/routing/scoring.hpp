@@ -17,6 +17,7 @@ MOE_NAMESPACE_BEGIN
 /// s = exp(z) / sum exp(z), over all experts.
 struct Softmax {
   using policy = kind::scoring;
+  static constexpr bool takes_team = true;
   static constexpr bool probabilities = true;
 
   template <class Real>
@@ -37,6 +38,7 @@ struct Softmax {
 /// s = 1 / (1 + exp(-z)), each expert for itself (DeepSeek-V3, eq. 15).
 struct Sigmoid {
   using policy = kind::scoring;
+  static constexpr bool takes_team = true;
 
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
@@ -52,6 +54,7 @@ struct Sigmoid {
 /// s = sqrt(log(1 + exp(z))) (DeepSeek-V4).
 struct SqrtSoftplus {
   using policy = kind::scoring;
+  static constexpr bool takes_team = true;
 
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<Real> row) const {
@@ -74,6 +77,7 @@ struct SqrtSoftplus {
 /// s = z: for systems whose weights come from the chosen logits (SoftmaxOfChosen, SigmoidOfChosen, SparseMixer).
 struct Identity {
   using policy = kind::scoring;
+  static constexpr bool takes_team = true;
   static constexpr bool logits = true;
 
   template <class Real>

@@ -19,6 +19,7 @@ MOE_NAMESPACE_BEGIN
 /// weights normalised; Mesh TensorFlow's threshold 0.2: factor 5; ST-MoE likewise.
 struct RandomSecond {
   using policy = kind::skipping;
+  static constexpr bool takes_team = true;
   static constexpr bool ranks_choices = true;
   double factor = 2;
 
@@ -37,6 +38,7 @@ struct RandomSecond {
 /// median of w_1 / w_0 over a calibration set).
 struct DynamicSkip {
   using policy = kind::skipping;
+  static constexpr bool takes_team = true;
   static constexpr bool ranks_choices = true;
   double beta = 0.5;
 

@@ -31,6 +31,7 @@ enum class TableKey { token_id, task };
 template <int fixed_k = 1>
 struct TableLookup {
   using policy = kind::selection;
+  static constexpr bool takes_team = true;
   static constexpr bool ignores_keys = true;
   Index table_rows = 0;  ///< the vocabulary's size, or the number of tasks
   TableKey key = TableKey::token_id;

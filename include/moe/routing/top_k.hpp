@@ -21,6 +21,7 @@ MOE_NAMESPACE_BEGIN
 template <int fixed_k = 0>
 struct TopK {
   using policy = kind::selection;
+  static constexpr bool takes_team = true;
   int k = fixed_k == 0 ? 2 : fixed_k;
 
   Index choices() const { return k; }
@@ -31,8 +32,8 @@ struct TopK {
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
-    detail::take_largest(key, chosen);
+  KOKKOS_FUNCTION void select(const Team& team, Row<Real> key, Row<ExpertId> chosen) const {
+    detail::take_largest(team, key, chosen);
   }
 };
 
@@ -40,6 +41,7 @@ struct TopK {
 /// 2024, "Harder tasks need more experts"). Keys are to be probabilities: softmax scores, no balancing bias.
 struct TopP {
   using policy = kind::selection;
+  static constexpr bool takes_team = true;
   static constexpr bool needs_probabilities = true, free_count = true;
   double p = 0.4;
   int cap = 8;
@@ -55,16 +57,13 @@ struct TopP {
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
+  KOKKOS_FUNCTION void select(const Team& team, Row<Real> key, Row<ExpertId> chosen) const {
     Real total = 0;
     for (Index i = 0; i < chosen.size; ++i) {
-      chosen[i] = no_expert;
-      if (i >= floor && total >= Real(p)) continue;
-      const ExpertId best = detail::best_expert(Row<const Real>{key.data, key.size});
-      if (best == no_expert) continue;
-      total += key[best];
-      key[best] = -Kokkos::Experimental::infinity_v<Real>;
-      chosen[i] = best;
+      const bool wanted = i < floor || !(total >= Real(p));
+      const auto best = wanted ? detail::best_key(team, Row<const Real>{key.data, key.size}) : detail::BestKey<Real>{};
+      if (best.expert != no_expert) total += best.key;
+      detail::take(team, best.expert, i, key, chosen);
     }
   }
 };
@@ -73,6 +72,7 @@ struct TopP {
 /// MeanCountBalancer the mean number of experts stays where it should; with a QuotaBalancer each expert's share does.
 struct Threshold {
   using policy = kind::selection;
+  static constexpr bool takes_team = true;
   static constexpr bool free_count = true;
   double threshold = 0;
   int cap = 8;
@@ -87,12 +87,11 @@ struct Threshold {
   }
 
   template <class Real>
-  KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const {
+  KOKKOS_FUNCTION void select(const Team& team, Row<Real> key, Row<ExpertId> chosen) const {
     for (Index i = 0; i < chosen.size; ++i) {
-      const ExpertId best = detail::best_expert(Row<const Real>{key.data, key.size});
-      const bool wanted = best != no_expert && (i < floor || key[best] > Real(threshold));
-      chosen[i] = wanted ? best : no_expert;
-      if (wanted) key[best] = -Kokkos::Experimental::infinity_v<Real>;
+      const auto best = detail::best_key(team, Row<const Real>{key.data, key.size});
+      const bool wanted = i < floor || best.key > Real(threshold);
+      detail::take(team, wanted ? best.expert : no_expert, i, key, chosen);
     }
   }
 };
@@ -100,6 +99,7 @@ struct Threshold {
 /// Every expert, in order: dense mixtures (Jacobs et al. 1991; MoLoRA's soft merging). Keys of -infinity stay out.
 struct AllExperts {
   using policy = kind::selection;
+  static constexpr bool takes_team = true;
   static constexpr bool unranked = true;
 
   Index choices(Index experts) const { return experts; }
@@ -134,7 +134,7 @@ struct WithShared : Selection {
   KOKKOS_FUNCTION void select(const Team& team, Row<Real> key, Row<ExpertId> chosen) const {
     const Index routed = key.size - shared, own = chosen.size - shared;
     Selection::select(team, Row<Real>{key.data, routed}, Row<ExpertId>{chosen.data, own});
-    for (Index i = 0; i < shared; ++i) chosen[own + i] = ExpertId(routed + i);
+    team.each(shared, [&](Index i) { chosen[own + i] = ExpertId(routed + i); });
   }
 };
 

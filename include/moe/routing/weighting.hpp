@@ -24,6 +24,7 @@ MOE_NAMESPACE_BEGIN
 /// w = s / (sum s + epsilon) over a token's choices. Mixtral: epsilon 0; DeepSeek-V3's code: 1e-20; LFM2: 1e-6.
 struct NormalizeSum {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   static constexpr bool divides_by_sum = true;
   double epsilon = 1e-20;
 
@@ -45,6 +46,7 @@ struct NormalizeSum {
 /// w = s / max(sum s, minimum) (ERNIE 4.5: 1e-12).
 struct NormalizeMax {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   static constexpr bool divides_by_sum = true;
   double minimum = 1e-12;
 
@@ -75,6 +77,7 @@ struct NormalizeMax {
 /// w = s / (sum |s|^p)^(1/p) (DBRX: moe_normalize_expert_weights).
 struct NormalizeLp {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   double p = 1;
 
   void check(const RouterShape&) const {
@@ -110,6 +113,7 @@ struct NormalizeLp {
 /// chosen logits.
 struct SoftmaxOfChosen {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   static constexpr bool needs_logits = true;
 
   template <class Real>
@@ -138,6 +142,7 @@ struct SoftmaxOfChosen {
 /// w = sigmoid of each chosen (Llama 4, BASE, Cohere 2): with Identity scores, of the chosen logits.
 struct SigmoidOfChosen {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   static constexpr bool needs_logits = true;
 
   template <class Real>
@@ -164,6 +169,7 @@ struct SigmoidOfChosen {
 /// w = value, whatever the score (hash layers and task tables: 1).
 struct ConstantWeight {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   double value = 1;
 
   template <class Real>
@@ -180,6 +186,7 @@ struct ConstantWeight {
 /// w = factor * s, after any normalisation (DeepSeek: routed_scaling_factor, 2.5 in V3).
 struct Scale {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   static constexpr int order = 1;
   double factor = 1;
 
@@ -197,6 +204,7 @@ struct Scale {
 /// w = g * s with one trained g, 1 at the start (Inkling: global_scale).
 struct LearnedScale {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   static constexpr int order = 1;
   static constexpr const char* name = "scale";
   double initial = 1;
@@ -220,6 +228,7 @@ struct LearnedScale {
 /// w = g_e * s with a trained g for each expert, 1 at the start (Gemma 4: per_expert_scale).
 struct PerExpertScale {
   using policy = kind::weighting;
+  static constexpr bool takes_team = true;
   static constexpr int order = 1;
   static constexpr const char* name = "per_expert_scale";
   double initial = 1;

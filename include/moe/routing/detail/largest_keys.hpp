@@ -71,33 +71,72 @@ class KeyBlocks {
   int blocks_, vectors_;         // in use, of keys_ and of best_
 };
 
-/// The expert of the largest key, the lowest of equals, or no_expert where all are -infinity.
+/// A key and its expert; to begin with none.
 template <class Real>
-KOKKOS_FUNCTION ExpertId best_expert(Row<const Real> key) {
-  ExpertId best = no_expert;
-  Real floor = -Kokkos::Experimental::infinity_v<Real>;
-  for (Index e = 0; e < key.size; ++e) {
-    if (key[e] > floor) {
-      best = ExpertId(e);
-      floor = key[e];
-    }
+struct BestKey {
+  Real key = -Kokkos::Experimental::infinity_v<Real>;
+  ExpertId expert = no_expert;
+
+  /// The better of two: of equals the lower expert. No key of an expert is as low as that of none.
+  KOKKOS_FUNCTION void merge(const BestKey& other) {
+    if (other.key > key || (other.key == key && other.expert < expert)) *this = other;
+  }
+};
+
+/// The best of the keys that are this thread's.
+template <class Real>
+KOKKOS_FUNCTION BestKey<Real> own_best(const Team& team, Row<const Real> key) {
+  BestKey<Real> best;
+  for (Index e = team.begin(); e < key.size; e += team.stride()) {
+    if (key[e] > best.key) best = {key[e], ExpertId(e)};
   }
   return best;
 }
 
+/// The best of what the lanes have, in all of them.
+template <class Real>
+KOKKOS_FUNCTION BestKey<Real> best_of_lanes(const Team& team, BestKey<Real> best) {
+  if (!team.is_shared()) return best;
+  for (int mask = team.lanes / 2; mask > 0; mask /= 2)
+    best.merge({team.exchange(best.key, mask), team.exchange(best.expert, mask)});
+  return best;
+}
+
+/// The largest key and its expert, the lowest of equals; no_expert where all are -infinity.
+template <class Real>
+KOKKOS_FUNCTION BestKey<Real> best_key(const Team& team, Row<const Real> key) {
+  return best_of_lanes(team, own_best(team, key));
+}
+
+/// Makes `best`, or none, choice i, and puts it out of the reach of later ones.
+template <class Real>
+KOKKOS_FUNCTION void take(const Team& team, ExpertId best, Index i, Row<Real> key, Row<ExpertId> chosen) {
+  team.single([&] {
+    chosen[i] = best;
+    if (best != no_expert) key[best] = -Kokkos::Experimental::infinity_v<Real>;
+  });
+}
+
 /// The experts of the chosen.size largest keys in descending order. The keys are used up.
 template <class Real>
-KOKKOS_FUNCTION void take_largest(Row<Real> key, Row<ExpertId> chosen) {
-  KOKKOS_IF_ON_HOST((if (KeyBlocks<Real>::fits(key.size)) {
+KOKKOS_FUNCTION void take_largest(const Team& team, Row<Real> key, Row<ExpertId> chosen) {
+  KOKKOS_IF_ON_HOST((if (!team.is_shared() && KeyBlocks<Real>::fits(key.size)) {
     KeyBlocks<Real> blocks({key.data, key.size});
     for (Index i = 0; i < chosen.size; ++i) chosen[i] = blocks.take();
     return;
   }))
+  // Each lane keeps the best of its own keys, and looks at them again when it was the winner: no lane reads what
+  // another one writes.
+  const Row<const Real> keys{key.data, key.size};
+  BestKey<Real> own = own_best(team, keys);
   for (Index i = 0; i < chosen.size; ++i) {
-    const ExpertId best = best_expert(Row<const Real>{key.data, key.size});
-    chosen[i] = best;
-    if (best != no_expert) key[best] = -Kokkos::Experimental::infinity_v<Real>;
+    const BestKey<Real> best = best_of_lanes(team, own);
+    if (team.lane() == 0) chosen[i] = best.expert;
+    if (best.expert == no_expert || best.expert != own.expert) continue;
+    key[best.expert] = -Kokkos::Experimental::infinity_v<Real>;
+    if (i + 1 < chosen.size) own = own_best(team, keys);
   }
+  team.sync();
 }
 
 }  // namespace detail

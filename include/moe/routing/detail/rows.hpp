@@ -1,7 +1,8 @@
 #pragma once
 /// @file
-/// The router's kernels: one token's row each.
+/// The router's kernels of the forward pass: one token's row each, by the team they are given.
 
+#include "moe/core/each_row.hpp"
 #include "moe/core/policy.hpp"
 #include "moe/routing/detail/weighting_chain.hpp"
 #include "moe/routing/noise.hpp"
@@ -11,6 +12,7 @@ MOE_NAMESPACE_BEGIN
 namespace detail {
 
 struct NoBalancer {
+  static constexpr bool takes_team = true;
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team&, Row<const Real>, Row<Real>) const {}
 };
@@ -37,6 +39,7 @@ struct RowMaps;
 template <MapPlace place>
 struct RowMaps<place, Chain<>> {
   static constexpr int count = 0;
+  static constexpr bool takes_team = true;
   Chain<> maps;
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team&, Row<Real>, const RowRandom&) const {}
@@ -48,6 +51,7 @@ struct RowMaps<place, Chain<First, Rest...>> {
   using Next = RowMaps<place, Chain<Rest...>>;
   static constexpr bool here = First::place == place;
   static constexpr int count = int(here) + Next::count;
+  static constexpr bool takes_team = (!here || detail::takes_team<First>()) && Next::takes_team;
   static_assert(place == MapPlace::logits || count < 2,
                 "moe::Router: two row maps act on the router's input; write them as one.");
   Chain<First, Rest...> maps;
@@ -70,7 +74,7 @@ struct RowMaps<place, Chain<First, Rest...>> {
     } else {
       const Row<Real> mine{work.data, result.size}, behind{work.data + result.size, result.size};
       maps.first.apply(team, mine, random);
-      for (Index e = 0; e < mine.size; ++e) behind[e] = mine[e];
+      team.each(mine.size, [&](Index e) { behind[e] = mine[e]; });
       Next{maps.rest}.pullback(team, result, gradient, behind, random);
       maps.first.pullback(team, Row<const Real>{mine.data, mine.size}, gradient, random);
     }
@@ -84,26 +88,11 @@ struct InputRow {
   Matrix<Real, Space> input;
   RowDraws<Space> draws;
   Maps maps;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     const Row<Real> row = row_of(input, t);
-    for (Index i = 0; i < row.size; ++i) row[i] = Real(x(t, i));
-    maps.apply(Team{}, row, draws.row(t, Purpose::jitter));
-  }
-};
-
-/// The gradient of a token's input, added to dx.
-template <class T, class Real, class Space, class Maps>
-struct InputGradientRow {
-  Matrix<const Real, Space> input;
-  Matrix<Real, Space> dinput;
-  Matrix<T, Space> dx;
-  RowDraws<Space> draws;
-  Maps maps;
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    const Row<Real> gradient = row_of(dinput, t);
-    const Row<Real> result{const_cast<Real*>(input.data()) + t * gradient.size, gradient.size};  // only read
-    maps.pullback(Team{}, result, gradient, Row<Real>{}, draws.row(t, Purpose::jitter));
-    for (Index i = 0; i < gradient.size; ++i) dx(t, i) += T(gradient[i]);
+    const Row<const T> from = row_of(x, t);
+    team.each(row.size, [&](Index i) { row[i] = Real(from[i]); });
+    maps.apply(team, row, draws.row(t, Purpose::jitter));
   }
 };
 
@@ -138,23 +127,29 @@ struct ScoreRow {
   Keys chain;
   Kokkos::View<int, typename Space::memory_space> flag;
 
-  KOKKOS_FUNCTION void operator()(Index t) const { (*this)(t, row_of(keys, t)); }
-  KOKKOS_FUNCTION void operator()(Index t, Row<Real> key) const {
-    const Row<Real> z = row_of(logits, t), s = row_of(scores, t);
-    const Team team;
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
+    (*this)(t, team, row_of(keys, t), row_of(scores, t));
+  }
+  /// `s` is where the scores are made: the token's row of them, or one nearby, from which they are copied.
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team, Row<Real> key, Row<Real> s) const {
+    const Row<Real> z = row_of(logits, t), result = row_of(scores, t);
     if (is_padding<Space>(mask, t)) {
-      for (Index e = 0; e < z.size; ++e) z[e] = s[e] = key[e] = 0;
+      team.each(z.size, [&](Index e) { z[e] = result[e] = key[e] = 0; });
       return;
     }
     if constexpr (Maps::count > 0) maps.apply(team, z, draws.row(t, Purpose::noise));
-    int nan = 0;
-    for (Index e = 0; e < z.size; ++e) {
+    int nan = 0;  // among this lane's
+    team.each(z.size, [&](Index e) {
       s[e] = z[e];
       nan |= int(z[e] != z[e]);
-    }
+    });
     if (nan != 0) Kokkos::atomic_or(flag.data(), int(fault_nan));
     scoring.apply(team, s);
-    for (Index e = 0; e < z.size; ++e) key[e] = s[e];
+    if (s.data == result.data) {
+      team.each(z.size, [&](Index e) { key[e] = s[e]; });
+    } else {
+      team.each(z.size, [&](Index e) { key[e] = result[e] = s[e]; });
+    }
     ApplyKey<Real> apply{team, {z.data, z.size}, {s.data, s.size}, key, {}, true};
     if constexpr (Keys::size > 0) {
       apply.token = draws.facts(t, Purpose::sample);
@@ -168,12 +163,12 @@ struct ScoreRow {
 
 /// Raises the flag where an id names no expert; with `repair` such ids become no_expert, so that no kernel follows
 /// them.
-KOKKOS_INLINE_FUNCTION void check_ids(Row<ExpertId> ids, Index experts, int* flag, bool repair) {
-  for (Index i = 0; i < ids.size; ++i) {
-    if (ids[i] >= no_expert && ids[i] < experts) continue;
+KOKKOS_INLINE_FUNCTION void check_ids(const Team& team, Row<ExpertId> ids, Index experts, int* flag, bool repair) {
+  team.each(ids.size, [&](Index i) {
+    if (ids[i] >= no_expert && ids[i] < experts) return;
     Kokkos::atomic_or(flag, int(fault_expert_id));
     if (repair) ids[i] = no_expert;
-  }
+  });
 }
 
 /// The same for all of a token's assignments, ragged or not.
@@ -185,7 +180,7 @@ struct CheckIds {
   bool repair;
   KOKKOS_FUNCTION void operator()(Index t) const {
     const Index begin = assignments.begin(t);
-    check_ids({assignments.expert.data() + begin, assignments.end(t) - begin}, experts, flag.data(), repair);
+    check_ids(Team{}, {assignments.expert.data() + begin, assignments.end(t) - begin}, experts, flag.data(), repair);
   }
 };
 
@@ -198,18 +193,18 @@ struct SelectRow {
   RowDraws<Space> draws;
   Kokkos::View<int, typename Space::memory_space> flag;
 
-  KOKKOS_FUNCTION void operator()(Index t, Row<Real> key) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team, Row<Real> key) const {
     const Row<ExpertId> chosen{assignments.expert.data() + assignments.begin(t), assignments.uniform_k};
     if (is_padding<Space>(mask, t)) {
-      for (Index i = 0; i < chosen.size; ++i) chosen[i] = no_expert;
+      team.each(chosen.size, [&](Index i) { chosen[i] = no_expert; });
       return;
     }
-    if constexpr (requires { selection.select(Team{}, key, chosen, TokenFacts{}); }) {
-      selection.select(Team{}, key, chosen, draws.facts(t, Purpose::sample));
+    if constexpr (requires { selection.select(team, key, chosen, TokenFacts{}); }) {
+      selection.select(team, key, chosen, draws.facts(t, Purpose::sample));
     } else {
-      selection.select(Team{}, key, chosen);
+      selection.select(team, key, chosen);
     }
-    check_ids(chosen, key.size, flag.data(), true);
+    check_ids(team, chosen, key.size, flag.data(), true);
   }
 };
 
@@ -222,23 +217,24 @@ concept WeighingSelection = requires(const P p, Team team, Row<const float> scor
 
 /// What the weightings start from: the scores of a token's choices, or what the selection gives them.
 template <class Real, class Selection>
-KOKKOS_FUNCTION void first_weights(const Selection& selection, Row<const Real> scores, Row<const ExpertId> chosen,
-                                   Row<Real> weights, const TokenFacts& token) {
+KOKKOS_FUNCTION void first_weights(const Selection& selection, const Team& team, Row<const Real> scores,
+                                   Row<const ExpertId> chosen, Row<Real> weights, const TokenFacts& token) {
   if constexpr (WeighingSelection<Selection>) {
-    selection.weigh(Team{}, scores, chosen, weights, token);
+    selection.weigh(team, scores, chosen, weights, token);
   } else {
-    for (Index i = 0; i < weights.size; ++i) weights[i] = chosen[i] == no_expert ? Real(0) : scores[chosen[i]];
+    team.each(weights.size, [&](Index i) { weights[i] = chosen[i] == no_expert ? Real(0) : scores[chosen[i]]; });
   }
 }
 
 template <class Real>
 struct KeepChoices {
+  Team team;
   Row<const Real> weights;
   Row<std::uint8_t> live;
   TokenFacts token;
   template <class P>
   KOKKOS_FUNCTION void operator()(const P& policy) const {
-    policy.keep(Team{}, weights, live, token);
+    policy.keep(team, weights, live, token);
   }
 };
 
@@ -253,18 +249,19 @@ struct WeighRow {
   WeightingRows<const Real, Weightings::size> parameters;
   Skips skips;
 
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const { (*this)(t, team, row_of(scores, t)); }
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team, Row<Real> s) const {
     const Index begin = assignments.begin(t), size = assignments.end(t) - begin;
-    const Row<Real> weights{assignments.weight.data() + begin, size}, s = row_of(scores, t);
+    const Row<Real> weights{assignments.weight.data() + begin, size};
     const Row<const ExpertId> chosen{assignments.expert.data() + begin, size};
     TokenFacts token;
     if constexpr (WeighingSelection<Selection> || Skips::size > 0) token = draws.facts(t, Purpose::sample);
-    first_weights(selection, Row<const Real>{s.data, s.size}, chosen, weights, token);
-    apply_weightings(chain, Team{}, weights, chosen, parameters);
+    first_weights(selection, team, Row<const Real>{s.data, s.size}, chosen, weights, token);
+    apply_weightings(chain, team, weights, chosen, parameters);
     if constexpr (Skips::size > 0) {
       const Row<std::uint8_t> live{assignments.live.data() + begin, size};
-      for (Index i = 0; i < size; ++i) live[i] = 1;
-      skips.each(KeepChoices<Real>{{weights.data, size}, live, token});
+      team.each(size, [&](Index i) { live[i] = 1; });
+      skips.each(KeepChoices<Real>{team, {weights.data, size}, live, token});
     }
   }
 };
@@ -281,130 +278,45 @@ struct RouteChunk {
     const Row<Real> key = row_of(keys, c);
     const Index last = (c + 1) * chunk < tokens ? (c + 1) * chunk : tokens;
     for (Index t = c * chunk; t < last; ++t) {
-      score(t, key);
-      select(t, key);
-      weigh(t);
+      score(t, Team{}, key, row_of(score.scores, t));
+      select(t, Team{}, key);
+      weigh(t, Team{});
     }
   }
 };
 
-/// Pulls the gradient of the weights and scores of a chunk of tokens back to their logits.
-template <class Real, class Space, class Maps, class Scoring, class Selection, class Weightings>
-struct BackwardChunk {
-  Routing<Real, Space> routing;
-  RoutingGradients<Real, Space> gradients;
-  Matrix<Real, Space> work;     // (stages + 1, A): what each weighting saw
-  Vector<Real, Space> dchosen;  // (A)
-  Matrix<Real, Space> maps_work;
-  Vector<const std::uint8_t, Space> mask;
-  RowDraws<Space> draws;
-  Maps maps;
-  Scoring scoring;
-  Selection selection;
-  Weightings chain;
-  WeightingRows<const Real, Weightings::size> parameters;
-  Index chunk;                  // tokens in a row, so that learned weightings have one place to add to
-  Matrix<Real, Space> partial;  // (chunks, parameters of all weightings)
+/// The same for devices: a warp a token. Keys, and scores while they are made, lie in the team's own memory.
+template <class Space, class Real, class Score, class Select, class Weigh>
+struct RouteToken {
+  Score score;
+  Select select;
+  Weigh weigh;
+  Matrix<Real, Space> keys;  // (T, E) where they do not fit there, else empty
+  Index tokens;
 
-  struct Work {
-    Matrix<Real, Space> all;
-    Index begin, size;
-    KOKKOS_FUNCTION Row<Real> operator()(Index stage) const {
-      return {all.data() + stage * Index(all.extent(1)) + begin, size};
-    }
-  };
+  using Member = typename Kokkos::TeamPolicy<Space>::member_type;
+  static constexpr std::size_t most_bytes = 8192;  // a token: four share 32 KiB
 
-  KOKKOS_FUNCTION void token(Index t, const WeightingRows<Real, Weightings::size>& dparameters) const {
-    const Row<Real> dz = row_of(gradients.dlogits, t), ds = row_of(gradients.dscores, t), s = row_of(routing.scores, t),
-                    z = row_of(routing.logits, t);
-    const Row<const Real> scores{s.data, s.size};
-    if (is_padding<Space>(mask, t)) {
-      for (Index e = 0; e < dz.size; ++e) dz[e] = 0;
-      return;
-    }
-    const auto& assignments = routing.assignments;
-    const Index begin = assignments.begin(t), size = assignments.end(t) - begin;
-    const Row<Real> gradient{dchosen.data() + begin, size}, first{work.data() + begin, size};
-    const Row<const ExpertId> chosen{assignments.expert.data() + begin, size};
-    TokenFacts facts;
-    if constexpr (WeighingSelection<Selection>) facts = draws.facts(t, Purpose::sample);
-    for (Index i = 0; i < size; ++i) gradient[i] = chosen[i] == no_expert ? Real(0) : gradients.dweight(begin + i);
-    first_weights(selection, scores, chosen, first, facts);
-    pull_weightings(chain, Team{}, Work{work, begin, size}, chosen, parameters, gradient, dparameters);
-    if constexpr (WeighingSelection<Selection>) {
-      selection.weigh_pullback(Team{}, scores, chosen, Row<const Real>{gradient.data, size}, ds, facts);
+  /// The team's own memory for a token, or 0 where that is too little.
+  static std::size_t bytes(Index experts) {
+    const std::size_t needed = (2 * std::size_t(experts) * sizeof(Real) + 15) / 16 * 16;
+    return needed <= most_bytes ? needed : 0;
+  }
+  KOKKOS_FUNCTION void operator()(const Member& member) const {
+    const Index t = Index(member.league_rank()) * member.team_size() + member.team_rank();
+    const Index experts = score.logits.extent(1);
+    if (t >= tokens) return;
+    if (keys.data() != nullptr) {
+      route(t, team_of(member), row_of(keys, t), row_of(score.scores, t));
     } else {
-      for (Index i = 0; i < size; ++i) {
-        if (chosen[i] != no_expert) ds[chosen[i]] += gradient[i];
-      }
-    }
-    scoring.pullback(Team{}, scores, ds);
-    for (Index e = 0; e < dz.size; ++e) dz[e] += ds[e];
-    if constexpr (Maps::count > 0) {
-      const Row<Real> rows{maps_work.data() + t * Index(maps_work.extent(1)), Index(maps_work.extent(1))};
-      if constexpr (Maps::count > 1) {
-        for (Index e = 0; e < dz.size; ++e) rows[e] = routing.raw_logits(t, e);
-      }
-      maps.pullback(Team{}, z, dz, rows, draws.row(t, Purpose::noise));
+      auto* own = static_cast<Real*>(member.thread_scratch(0).get_shmem_aligned(2 * experts * sizeof(Real), 16));
+      route(t, team_of(member), {own, experts}, {own + experts, experts});
     }
   }
-
-  KOKKOS_FUNCTION void operator()(Index c) const {
-    WeightingRows<Real, Weightings::size> dparameters;
-    if (partial.data() != nullptr) {
-      Real* next = partial.data() + c * Index(partial.extent(1));
-      for (int i = 0; i < Weightings::size; ++i) {
-        dparameters.rows[i] = {next, parameters.rows[i].size};
-        next += parameters.rows[i].size;
-      }
-    }
-    const Index tokens = routing.assignments.tokens, last = (c + 1) * chunk < tokens ? (c + 1) * chunk : tokens;
-    for (Index t = c * chunk; t < last; ++t) token(t, dparameters);
-  }
-};
-
-/// Adds the chunks' parts of one learned weighting's gradient, in order.
-template <class Real, class Space>
-struct SumPartials {
-  Matrix<const Real, Space> partial;
-  Index first;
-  Vector<Real, Space> gradient;
-  KOKKOS_FUNCTION void operator()(Index i) const {
-    Real sum = 0;
-    for (Index c = 0; c < Index(partial.extent(0)); ++c) sum += partial(c, first + i);
-    gradient(i) += sum;
-  }
-};
-
-/// How many experts, the last ones, a selection gives to every token.
-template <class Selection>
-constexpr Index shared_experts() {
-  if constexpr (requires { Selection::shared_experts; }) {
-    return Selection::shared_experts;
-  } else {
-    return 0;
-  }
-}
-
-/// One step of the balancing bias. Experts that every token has are no matter of balance.
-template <class Real, class Space, class Balancer>
-struct BalanceStep {
-  Vector<Real, Space> bias;
-  Vector<const Index, Space> counts, tokens;  // (E), (1)
-  Balancer balancer;
-  Index shared;
-  KOKKOS_FUNCTION void operator()(Index) const {
-    const Index experts = Index(bias.extent(0)) - shared;
-    Index total = 0;
-    for (Index e = 0; e < experts; ++e) total += counts(e);
-    const double mean = double(total) / double(experts), even = double(tokens(0)) / double(experts);
-    for (Index e = 0; e < experts; ++e) {
-      if constexpr (requires { balancer.step(bias(e), mean, mean, even); }) {
-        bias(e) = balancer.step(bias(e), double(counts(e)), mean, even);
-      } else {
-        bias(e) = balancer.step(bias(e), double(counts(e)), mean);
-      }
-    }
+  KOKKOS_FUNCTION void route(Index t, const Team& team, Row<Real> key, Row<Real> s) const {
+    score(t, team, key, s);
+    select(t, team, key);
+    weigh(t, team, s);
   }
 };
 

@@ -126,7 +126,7 @@ KOKKOS_FUNCTION void pull_weightings(const Chain<First, Rest...>& chain, const T
                                      Row<const ExpertId> chosen, const Rows& parameters, Row<Real> gradient,
                                      const Partial& dparameters) {
   const Row<Real> before = work(i), after = work(i + 1);
-  for (Index a = 0; a < gradient.size; ++a) after[a] = before[a];
+  team.each(gradient.size, [&](Index a) { after[a] = before[a]; });
   apply_weighting(chain.first, team, after, chosen, parameters.rows[i]);
   pull_weightings<i + 1>(chain.rest, team, work, chosen, parameters, gradient, dparameters);
   pull_weighting(chain.first, team, Row<const Real>{before.data, before.size}, chosen, parameters.rows[i], gradient,

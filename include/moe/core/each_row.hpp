@@ -1,0 +1,83 @@
+#pragma once
+/// @file
+/// Kernels over rows: a thread a row on hosts, a warp a row on devices, from one functor f(row, team).
+
+#include "moe/core/types.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Threads of a team in a kernel of `Space`, and the rows that its teams take side by side.
+template <class Space>
+inline constexpr int lanes_of = on_host<Space> ? 1 : device_lanes;
+template <class Space>
+inline constexpr int rows_a_team = on_host<Space> ? 1 : 4;
+
+/// The lanes of a kernel's thread that stand for one row, or for one of the `parts` of its columns.
+template <class Member>
+KOKKOS_FUNCTION Team team_of(const Member&, [[maybe_unused]] int part = 0, [[maybe_unused]] int parts = 1) {
+  KOKKOS_IF_ON_HOST((return Team{};))
+  KOKKOS_IF_ON_DEVICE(
+      (return Team{int(threadIdx.x) + device_lanes * part, device_lanes * parts, device_lanes};))  // CUDA's and HIP's
+}
+
+/// Says that a kernel's functor is to travel as its argument: Kokkos for CUDA would copy one of 512 bytes or more to
+/// constant memory, for which the host waits, and which a captured graph could not replay.
+template <class Policy>
+auto light(const Policy& policy) {
+  return Kokkos::Experimental::require(policy, Kokkos::Experimental::WorkItemProperty::HintLightWeight);
+}
+
+/// Enough teams of `threads` warps for `items` of them.
+template <class Space>
+Kokkos::TeamPolicy<Space> teams_for(const Space& space, Index items, int threads = rows_a_team<Space>) {
+  return Kokkos::TeamPolicy<Space>(space, int((items + threads - 1) / threads), threads, lanes_of<Space>);
+}
+
+template <class F>
+struct RowByThread {
+  F f;
+  KOKKOS_FUNCTION void operator()(Index row) const { f(row, Team{}); }
+};
+
+template <class Space, class F>
+struct RowByTeam {
+  F f;
+  Index rows;
+  int parts;
+  KOKKOS_FUNCTION void operator()(const typename Kokkos::TeamPolicy<Space>::member_type& member) const {
+    const Index item = Index(member.league_rank()) * member.team_size() + member.team_rank();
+    if (item < rows * parts) f(item / parts, team_of(member, int(item % parts), parts));
+  }
+};
+
+template <class Space, class F>
+void each_row_in_parts(const Space& space, const char* name, Index rows, int parts, const F& f, Index alone) {
+  if constexpr (device_path<Space>) {
+    if (rows == 0) return;
+    Kokkos::parallel_for(name, light(teams_for(space, rows * parts)), RowByTeam<Space, F>{f, rows, parts});
+  } else {
+    each(space, name, rows, RowByThread<F>{f}, alone);
+  }
+}
+
+/// Calls f(row, team) for the rows 0 to rows - 1; f steps through its row, and reduces, by the team. Hosts run no more
+/// than `alone` rows on the calling thread.
+template <class Space, class F>
+void each_row(const Space& space, const char* name, Index rows, const F& f, Index alone = 0) {
+  each_row_in_parts(space, name, rows, 1, f, alone);
+}
+
+/// The same for an f that only calls team.each on its row, of `width` columns: on devices several warps may share one,
+/// so that few rows fill the machine, too.
+template <class Space, class F>
+void each_wide_row(const Space& space, const char* name, Index rows, Index width, const F& f, Index alone = 0) {
+  constexpr Index columns = 1024;
+  const bool whole = on_host<Space> || width <= columns;
+  each_row_in_parts(space, name, rows, whole ? 1 : int((width + columns - 1) / columns), f, alone);
+}
+
+}  // namespace detail
+
+MOE_NAMESPACE_END
