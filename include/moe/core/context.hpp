@@ -70,7 +70,7 @@ class Context {
   Index first_token = 0;   ///< number of the batch's first token in this step: microbatches then draw apart
   bool training = true;    ///< noise policies act only while training
 
-  Context() : flag_(require_kokkos()) {}
+  Context() : flag_(require_kokkos()), arrivals_("moe::arrivals") {}
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
@@ -98,6 +98,10 @@ class Context {
 
   /// Where kernels note bad data (bits of Fault); `check()` turns it into a DataError.
   Kokkos::View<int, typename Space::memory_space> flag() const { return flag_; }
+
+  /// Counts the teams of one kernel that are done, so that the last one can go on with what all of them made. 0 between
+  /// kernels: the last team sets it back, so that a captured graph can be replayed.
+  Kokkos::View<int, typename Space::memory_space> arrivals() const { return arrivals_; }
 
   /// Throws DataError if a kernel since the last check met NaN logits or an expert that does not exist. Waits for the
   /// device; automatic on host spaces.
@@ -137,7 +141,7 @@ class Context {
 
   friend class Scratch;
   detail::Arena<Space> arena_;
-  Kokkos::View<int, typename Space::memory_space> flag_;
+  Kokkos::View<int, typename Space::memory_space> flag_, arrivals_;
   std::unordered_map<std::uint64_t, std::shared_ptr<void>> kept_;
 };
 

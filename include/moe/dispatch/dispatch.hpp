@@ -2,10 +2,12 @@
 /// @file
 /// From assignments to a `DispatchPlan`, and gathering rows by it.
 ///
-/// Count, exclusive scan, stable placement in token order: O(A + E), no sort of keys, no (T, E, C) mask.
+/// Count, exclusive scan, stable placement in token order: O(A + E), no sort of keys, no (T, E, C) mask. Devices take
+/// two launches for it: see detail/device_plan.hpp.
 
 #include "moe/core/stream_copy.hpp"
 #include "moe/dispatch/capacity.hpp"
+#include "moe/dispatch/detail/device_plan.hpp"
 #include "moe/dispatch/detail/keep.hpp"
 #include "moe/dispatch/plan.hpp"
 
@@ -204,6 +206,27 @@ void shape_plan(const Assignments<Real, Space>& assignments, Index experts, Inde
   shape(plan.kept, "moe::kept", experts);
 }
 
+/// Fills a plan of the right shape by a thread a chunk, an expert or a token: for hosts, and for what teams cannot do.
+template <class Real, class Space>
+void plan_by_steps(Context<Space>& ctx, const Assignments<Real, Space>& assignments,
+                   const Vector<const std::uint8_t, Space>& kept, Index fixed, const DispatchPlan<Space>& plan) {
+  const Index tokens = assignments.tokens;
+  const Index chunks = (tokens + dispatch_chunk - 1) / dispatch_chunk;
+  typename Context<Space>::Scratch scratch(ctx);
+  auto live = scratch.template matrix<Index>(chunks, plan.experts);
+  auto routed = scratch.template matrix<Index>(chunks, plan.experts);
+  fill(ctx.space, plan.assignment_row, Index(-1));
+  fill(ctx.space, plan.row_token, Index(-1));
+  fill(ctx.space, plan.row_assignment, Index(-1));
+  fill(ctx.space, plan.token_offsets, Index(0));
+  each(ctx.space, "moe::dispatch::count", chunks, CountChunk<Real, Space>{assignments, kept, live, routed}, 1);
+  each(ctx.space, "moe::dispatch::totals", plan.experts, ScanChunks<Space>{live, routed, plan});
+  scan(ctx.space, "moe::dispatch::offsets", plan.experts, ExpertOffsets<Space>{plan, fixed});
+  each(ctx.space, "moe::dispatch::place", chunks, PlaceChunk<Real, Space>{assignments, kept, live, plan}, 1);
+  scan(ctx.space, "moe::dispatch::token_offsets", tokens, TokenOffsets<Real, Space>{assignments, plan});
+  each(ctx.space, "moe::dispatch::token_rows", tokens, TokenRows<Real, Space>{assignments, plan});
+}
+
 }  // namespace detail
 
 template <class T, class Real, class Space, class Mode>
@@ -232,21 +255,11 @@ void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, 
     kept = scratch.template vector<std::uint8_t>(assignments.bound);
     detail::keep(ctx, capacity, assignments, batch, experts, k, layer, kept);
   }
-  const Index chunks = (tokens + detail::dispatch_chunk - 1) / detail::dispatch_chunk;
-  auto live = scratch.template matrix<Index>(chunks, experts);
-  auto routed = scratch.template matrix<Index>(chunks, experts);
-  detail::fill(ctx.space, plan.assignment_row, Index(-1));
-  detail::fill(ctx.space, plan.row_token, Index(-1));
-  detail::fill(ctx.space, plan.row_assignment, Index(-1));
-  detail::fill(ctx.space, plan.token_offsets, Index(0));
-  detail::each(ctx.space, "moe::dispatch::count", chunks,
-               detail::CountChunk<Real, Space>{assignments, kept, live, routed}, 1);
-  detail::each(ctx.space, "moe::dispatch::totals", experts, detail::ScanChunks<Space>{live, routed, plan});
-  detail::scan(ctx.space, "moe::dispatch::offsets", experts, detail::ExpertOffsets<Space>{plan, fixed});
-  detail::each(ctx.space, "moe::dispatch::place", chunks,
-               detail::PlaceChunk<Real, Space>{assignments, kept, live, plan}, 1);
-  detail::scan(ctx.space, "moe::dispatch::token_offsets", tokens, detail::TokenOffsets<Real, Space>{assignments, plan});
-  detail::each(ctx.space, "moe::dispatch::token_rows", tokens, detail::TokenRows<Real, Space>{assignments, plan});
+  if constexpr (detail::device_path<Space>) {
+    if (detail::fits_teams(assignments, plan))
+      return detail::plan_by_teams<Real, Space>(ctx, assignments, kept, fixed, plan);
+  }
+  detail::plan_by_steps<Real, Space>(ctx, assignments, kept, fixed, plan);
 }
 
 template <class T, class Space>
