@@ -36,10 +36,10 @@ struct AddBranchRow {
   Vector<const Real, Space> gate;
   Vector<const std::uint8_t, Space> mask;
   Matrix<T, Space> y;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     if (is_padding<Space>(mask, t)) return;
     const Real g = gate.data() == nullptr ? Real(1) : gate(t);
-    for (Index h = 0; h < Index(y.extent(1)); ++h) y(t, h) += T(g * Real(out(t, h)));
+    team.each(Index(y.extent(1)), [&](Index h) { y(t, h) += T(g * Real(out(t, h))); });
   }
 };
 
@@ -53,8 +53,8 @@ template <class T, class Space>
 struct ConvertRow {
   Matrix<const T, Space> from;
   Matrix<RouterReal<T>, Space> to;
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    for (Index h = 0; h < Index(to.extent(1)); ++h) to(t, h) = RouterReal<T>(from(t, h));
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
+    team.each(Index(to.extent(1)), [&](Index h) { to(t, h) = RouterReal<T>(from(t, h)); });
   }
 };
 
@@ -67,15 +67,17 @@ struct BranchGradientRow {
   Vector<const std::uint8_t, Space> mask;
   Matrix<T, Space> dout;
   Matrix<Real, Space> dlogit;  // (T, 1), or empty
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     const bool live = !is_padding<Space>(mask, t);
     const Real g = gate.data() == nullptr ? Real(1) : gate(t);
-    Real dot = 0;
-    for (Index h = 0; h < Index(dout.extent(1)); ++h) {
+    Real dot = 0;  // of this lane
+    team.each(Index(dout.extent(1)), [&](Index h) {
       dout(t, h) = live ? T(g * Real(dy(t, h))) : T(0);
       if (gate.data() != nullptr && live) dot += Real(dy(t, h)) * Real(out(t, h));
-    }
-    if (gate.data() != nullptr) dlogit(t, 0) = dot * g * (Real(1) - g);
+    });
+    if (gate.data() == nullptr) return;
+    dot = team.total_of(dot);
+    team.single([&] { dlogit(t, 0) = dot * g * (Real(1) - g); });
   }
 };
 
@@ -83,8 +85,8 @@ template <class T, class Real, class Space>
 struct AddRow {
   Matrix<const Real, Space> from;
   Matrix<T, Space> to;
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    for (Index h = 0; h < Index(to.extent(1)); ++h) to(t, h) += T(from(t, h));
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
+    team.each(Index(to.extent(1)), [&](Index h) { to(t, h) += T(from(t, h)); });
   }
 };
 
@@ -141,7 +143,7 @@ struct SharedExperts {
     detail::shape(saved.out, "moe::shared_out", tokens, batch.hidden());
     FFN{activation}.forward(ctx, x, saved.every.plan, p.ffn, saved.out, saved.ffn);
     if constexpr (has_gate) gates(ctx, Matrix<const T, Space>(x), p.gate, saved.input, saved.gate);
-    run(ctx, tokens, detail::AddBranchRow<T, Real, Space>{saved.out, gate(saved), batch.mask, y});
+    run_rows(ctx, tokens, batch.hidden(), detail::AddBranchRow<T, Real, Space>{saved.out, gate(saved), batch.mask, y});
   }
 
   /// gate (T, 1): the sigmoid of x times the gate's weight; input (T, H) is x in the router's precision.
@@ -152,7 +154,7 @@ struct SharedExperts {
     const Index tokens = x.extent(0);
     detail::shape(input, "moe::shared_input", tokens, x.extent(1));
     detail::shape(gate, "moe::shared_gate", tokens, 1);
-    run(ctx, tokens, detail::ConvertRow<T, Space>{x, input});
+    run_rows(ctx, tokens, Index(x.extent(1)), detail::ConvertRow<T, Space>{x, input});
     kernels::dense_forward<Real, Space>(ctx.space, input, weight, gate);
     run(ctx, tokens, detail::GateSigmoid<Real, Space>{gate});
   }
@@ -167,14 +169,15 @@ struct SharedExperts {
     typename Context<Space>::Scratch scratch(ctx);
     auto dout = scratch.template matrix<T>(tokens, hidden), drows = scratch.template matrix<T>(tokens, hidden);
     auto dlogit = scratch.template matrix<Real>(tokens, 1);
-    run(ctx, tokens, detail::BranchGradientRow<T, Real, Space>{dy, saved.out, gate(saved), batch.mask, dout, dlogit});
+    detail::each_row(ctx.space, "moe::SharedExperts", tokens,
+                     detail::BranchGradientRow<T, Real, Space>{dy, saved.out, gate(saved), batch.mask, dout, dlogit});
     FFN{activation}.backward(ctx, dout, saved.every.plan, p.ffn, rows_of(batch), saved.ffn, drows, gradients.ffn);
-    run(ctx, tokens, detail::AddRow<T, T, Space>{drows, dx});
+    run_rows(ctx, tokens, hidden, detail::AddRow<T, T, Space>{drows, dx});
     if constexpr (has_gate) {
       auto dinput = scratch.template matrix<Real>(tokens, hidden);
       kernels::dense_backward_rows<Real, Space>(ctx.space, dlogit, p.gate, dinput, false);
       kernels::dense_backward_weight<Real, Space>(ctx.space, dlogit, saved.input, gradients.gate);
-      run(ctx, tokens, detail::AddRow<T, Real, Space>{dinput, dx});
+      run_rows(ctx, tokens, hidden, detail::AddRow<T, Real, Space>{dinput, dx});
     }
   }
 
@@ -182,6 +185,10 @@ struct SharedExperts {
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, Index tokens, const Functor& functor) {
     Kokkos::parallel_for("moe::SharedExperts", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens), functor);
+  }
+  template <class Space, class Functor>
+  static void run_rows(Context<Space>& ctx, Index tokens, Index width, const Functor& functor) {
+    detail::each_wide_row(ctx.space, "moe::SharedExperts", tokens, width, functor);
   }
   /// The branch's input as the experts take it; they only read.
   template <class T, class Space>

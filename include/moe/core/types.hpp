@@ -33,20 +33,6 @@ using Tensor3 = Kokkos::View<T***, Kokkos::LayoutRight, typename Space::memory_s
 template <class Space>
 inline constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Space::memory_space>::accessible;
 
-namespace detail {
-
-/// Does `Space` take the code paths of devices? Hosts do where MOE_DEVICE_PATHS is defined: their tests then run the
-/// devices' kernels.
-#if defined(MOE_DEVICE_PATHS)
-template <class Space>
-inline constexpr bool device_path = true;
-#else
-template <class Space>
-inline constexpr bool device_path = !on_host<Space>;
-#endif
-
-}  // namespace detail
-
 /// Layer policy: the execution space a layer runs on.
 template <class ExecutionSpace>
 struct On {

@@ -5,6 +5,7 @@
 /// Count, exclusive scan, stable placement in token order: O(A + E), no sort of keys, no (T, E, C) mask. Devices take
 /// two launches for it: see detail/device_plan.hpp.
 
+#include "moe/core/blocks.hpp"
 #include "moe/core/stream_copy.hpp"
 #include "moe/dispatch/capacity.hpp"
 #include "moe/dispatch/detail/device_plan.hpp"
@@ -160,22 +161,16 @@ struct ClearPadding {
   }
 };
 
+/// For devices: all rows side by side.
 template <class T, class Space>
 struct GatherRow {
   Matrix<const T, Space> x;
   DispatchPlan<Space> plan;
   Matrix<T, Space> rows;
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     if (r >= plan.expert_offsets(plan.experts)) return;
-    const Index t = plan.row_token(r);
-    const Index hidden = rows.extent(1);
-    T* to = rows.data() + r * hidden;
-    if (t < 0) {
-      for (Index h = 0; h < hidden; ++h) to[h] = T(0);
-    } else {
-      const T* from = x.data() + t * hidden;
-      for (Index h = 0; h < hidden; ++h) to[h] = from[h];
-    }
+    const Index t = plan.row_token(r), hidden = rows.extent(1);
+    copy_row<T>(team, rows.data() + r * hidden, t < 0 ? nullptr : x.data() + t * hidden, hidden);
   }
 };
 
@@ -265,15 +260,16 @@ void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, 
 template <class T, class Space>
 void gather(Context<Space>& ctx, const Matrix<const T, Space>& x, const DispatchPlan<Space>& plan,
             const Matrix<T, Space>& rows) {
-  using Range = Kokkos::RangePolicy<Space>;
-  if constexpr (on_host<Space>) {
+  if constexpr (!detail::device_path<Space>) {
+    using Range = Kokkos::RangePolicy<Space>;
     const bool past_caches = Index(rows.size() * sizeof(T)) > detail::streamed_bytes;
     Kokkos::parallel_for("moe::gather", Range(ctx.space, 0, plan.tokens),
                          detail::GatherToken<T, Space>{x, plan, rows, past_caches});
     Kokkos::parallel_for("moe::gather::padding", Range(ctx.space, 0, plan.rows),
                          detail::ClearPadding<T, Space>{plan, rows});
   } else {
-    Kokkos::parallel_for("moe::gather", Range(ctx.space, 0, plan.rows), detail::GatherRow<T, Space>{x, plan, rows});
+    detail::each_wide_row(ctx.space, "moe::gather", plan.rows, Index(rows.extent(1)),
+                          detail::GatherRow<T, Space>{x, plan, rows});
   }
 }
 

@@ -90,7 +90,8 @@ struct ExpertFFN {
     } else {
       kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up), saved.up);
       if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
-      run(ctx, r, detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden, activation});
+      detail::each_wide_row(ctx.space, "moe::ExpertFFN", r, inner,
+                            detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden, activation});
     }
     kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(hidden), W(p.down), out);
     if constexpr (biased) add_bias(ctx, plan, p.down_bias, out);
@@ -124,7 +125,8 @@ struct ExpertFFN {
   template <class T, class Space>
   static void add_bias(Context<Space>& ctx, const DispatchPlan<Space>& plan, const Matrix<T, Space>& bias,
                        const Matrix<T, Space>& out) {
-    run(ctx, Index(out.extent(0)), detail::AddBiasRow<T, Space>{plan, bias, out});
+    detail::each_wide_row(ctx.space, "moe::ExpertFFN", Index(out.extent(0)), Index(out.extent(1)),
+                          detail::AddBiasRow<T, Space>{plan, bias, out});
   }
 
   template <class T, class Real, class Space>
@@ -140,10 +142,10 @@ struct ExpertFFN {
     auto hidden = scratch.template matrix<T>(r, inner), dhidden = scratch.template matrix<T>(r, inner);
     auto dup = scratch.template matrix<T>(r, p.up.extent(1));
     kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dy), W(p.down), dhidden);
-    run(ctx, r,
-        detail::PullRow<Activation, T, Real, Space>{plan, saved.up, dhidden, dy, weight, dweight,
-                                                    biased ? p.down_bias : Matrix<T, Space>{}, hidden, dup,
-                                                    activation});
+    detail::each_row(ctx.space, "moe::ExpertFFN", r,
+                     detail::PullRow<Activation, T, Real, Space>{plan, saved.up, dhidden, dy, weight, dweight,
+                                                                 biased ? p.down_bias : Matrix<T, Space>{}, hidden, dup,
+                                                                 activation});
     kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dy), M(hidden), gradients.down);
     kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dup), M(rows), gradients.up);
     kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dup), W(p.up), drows);

@@ -20,9 +20,9 @@ struct ExtraRows {
   Index real;
   bool identity;
   Matrix<T, Space> from, to;
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     if (r < plan.expert_offsets(real) || r >= plan.expert_offsets(plan.experts)) return;
-    for (Index h = 0; h < Index(to.extent(1)); ++h) to(r, h) = identity ? from(r, h) : T(0);
+    team.each(Index(to.extent(1)), [&](Index h) { to(r, h) = identity ? from(r, h) : T(0); });
   }
 };
 
@@ -71,8 +71,8 @@ struct WithExtraExperts {
   template <class T, class Space>
   static void pass(Context<Space>& ctx, const DispatchPlan<Space>& plan, const Matrix<T, Space>& from,
                    const Matrix<T, Space>& to) {
-    Kokkos::parallel_for("moe::WithExtraExperts", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.rows),
-                         detail::ExtraRows<T, Space>{plan, plan.experts - extra, identity, from, to});
+    detail::each_wide_row(ctx.space, "moe::WithExtraExperts", plan.rows, Index(to.extent(1)),
+                          detail::ExtraRows<T, Space>{plan, plan.experts - extra, identity, from, to});
   }
 };
 
@@ -96,25 +96,26 @@ struct NormExpertRow {
   Matrix<Real, Space> dscaled;
 
   KOKKOS_FUNCTION Real scale(Index h) const { return weight.data() == nullptr ? Real(1) : Real(1) + Real(weight(h)); }
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     if (r >= plan.expert_offsets(plan.experts)) {
-      for (Index h = 0; h < Index(dscaled.extent(1)); ++h) dscaled(r, h) = 0;
+      team.each(Index(dscaled.extent(1)), [&](Index h) { dscaled(r, h) = 0; });
       return;
     }
     const Index width = raw.extent(1);
-    Real squares = 0, dot = 0;
-    for (Index h = 0; h < width; ++h) squares += Real(raw(r, h)) * scale(h) * Real(raw(r, h)) * scale(h);
+    const Real squares =
+        team.sum<Real>(width, [&](Index h) { return Real(raw(r, h)) * scale(h) * Real(raw(r, h)) * scale(h); });
     const Real n = mean ? Real(width) : Real(1), inverse = Real(1) / Kokkos::sqrt(squares / n + epsilon);
     if (dout.data() == nullptr) {
-      for (Index h = 0; h < width; ++h) out(r, h) = T(Real(raw(r, h)) * scale(h) * inverse);
+      team.each(width, [&](Index h) { out(r, h) = T(Real(raw(r, h)) * scale(h) * inverse); });
       return;
     }
-    for (Index h = 0; h < width; ++h) dot += Real(raw(r, h)) * scale(h) * inverse * Real(dout(r, h));
-    for (Index h = 0; h < width; ++h) {
+    const Real dot =
+        team.sum<Real>(width, [&](Index h) { return Real(raw(r, h)) * scale(h) * inverse * Real(dout(r, h)); });
+    team.each(width, [&](Index h) {
       const Real u = Real(raw(r, h)) * scale(h) * inverse, g = inverse * (Real(dout(r, h)) - u * dot / n);
       if (dscaled.data() != nullptr) dscaled(r, h) = g * Real(raw(r, h));
       dout(r, h) = T(g * scale(h));
-    }
+    });
   }
 };
 
@@ -183,8 +184,8 @@ struct NormalizedExperts {
   void norm(Context<Space>& ctx, const DispatchPlan<Space>& plan, const Parameters<T, Space>& p,
             const Saved<T, Space>& saved, const Matrix<T, Space>& out, const Matrix<T, Space>& dout,
             const Matrix<RouterReal<T>, Space>& dscaled) const {
-    Kokkos::parallel_for(
-        "moe::NormalizedExperts", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.rows),
+    detail::each_row(
+        ctx.space, "moe::NormalizedExperts", plan.rows,
         detail::NormExpertRow<T, Space>{plan, saved.raw, out, p.norm, RouterReal<T>(epsilon), weighted, dout, dscaled});
   }
 };

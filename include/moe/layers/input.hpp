@@ -38,10 +38,11 @@ struct JitterTokens {
   Matrix<T, Space> to;
   RowDraws<Space> draws;
   Jitter jitter;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     const RowRandom random = draws.row(t, Purpose::input);
-    for (Index h = 0; h < Index(to.extent(1)); ++h)
+    team.each(Index(to.extent(1)), [&](Index h) {
       to(t, h) = random.active ? T(RouterReal<T>(from(t, h)) * jitter.factor<RouterReal<T>>(random, h)) : from(t, h);
+    });
   }
 };
 
@@ -51,9 +52,9 @@ struct ScaleRow {
   DispatchPlan<Space> plan;
   Vector<const Real, Space> weight;  // (R)
   Matrix<T, Space> rows;
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     if (r >= plan.expert_offsets(plan.experts)) return;
-    for (Index h = 0; h < Index(rows.extent(1)); ++h) rows(r, h) = T(Real(rows(r, h)) * weight(r));
+    team.each(Index(rows.extent(1)), [&](Index h) { rows(r, h) = T(Real(rows(r, h)) * weight(r)); });
   }
 };
 
@@ -65,15 +66,16 @@ struct InputWeightGradientRow {
   Vector<const Real, Space> weight;
   Matrix<T, Space> drows;
   Vector<Real, Space> dweight;
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     if (r >= plan.expert_offsets(plan.experts)) return;
     const Index t = plan.row_token(r);
-    Real sum = 0;
-    for (Index h = 0; h < Index(drows.extent(1)); ++h) {
+    Real sum = 0;  // of this lane
+    team.each(Index(drows.extent(1)), [&](Index h) {
       if (t >= 0) sum += Real(drows(r, h)) * Real(x(t, h));
       drows(r, h) = T(Real(drows(r, h)) * weight(r));
-    }
-    dweight(r) = sum;
+    });
+    sum = team.total_of(sum);
+    team.single([&] { dweight(r) = sum; });
   }
 };
 

@@ -82,14 +82,15 @@ struct OffsetNormRow {
   Matrix<T, Space> from, to;
   Vector<T, Space> weight;
   Real epsilon;
-  KOKKOS_FUNCTION Real inverse(Index t) const {
-    Real squares = 0;
-    for (Index i = 0; i < Index(from.extent(1)); ++i) squares += Real(from(t, i)) * Real(from(t, i));
+  KOKKOS_FUNCTION Real inverse(Index t, const Team& team) const {
+    const Real squares =
+        team.sum<Real>(Index(from.extent(1)), [&](Index i) { return Real(from(t, i)) * Real(from(t, i)); });
     return Real(1) / Kokkos::sqrt(squares / Real(from.extent(1)) + epsilon);
   }
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    const Real r = inverse(t);
-    for (Index i = 0; i < Index(from.extent(1)); ++i) to(t, i) = T(Real(from(t, i)) * r * (Real(1) + Real(weight(i))));
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
+    const Real r = inverse(t, team);
+    team.each(Index(from.extent(1)),
+              [&](Index i) { to(t, i) = T(Real(from(t, i)) * r * (Real(1) + Real(weight(i)))); });
   }
 };
 
@@ -100,19 +101,20 @@ struct OffsetNormGradientRow {
   OffsetNormRow<T, Space> forward;
   Matrix<T, Space> d;
   Matrix<Real, Space> parts;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     const Index n = d.extent(1);
-    const Real r = forward.inverse(t);
-    Real dot = 0;
-    for (Index i = 0; i < n; ++i) {
+    const Real r = forward.inverse(t, team);
+    Real dot = 0;  // of this lane
+    team.each(n, [&](Index i) {
       const Real u = Real(forward.from(t, i)) * r, g = Real(d(t, i));
       parts(t, i) = u * g;
       dot += u * g * (Real(1) + Real(forward.weight(i)));
-    }
-    for (Index i = 0; i < n; ++i) {
+    });
+    dot = team.total_of(dot);
+    team.each(n, [&](Index i) {
       const Real u = Real(forward.from(t, i)) * r, g = Real(d(t, i)) * (Real(1) + Real(forward.weight(i)));
       d(t, i) = T(r * (g - u * dot / Real(n)));
-    }
+    });
   }
 };
 
@@ -128,9 +130,8 @@ void Latent<Norm>::enter(Context<Space>& ctx, const Matrix<const T, Space>& x, c
   kernels::dense_forward<T, Space>(ctx.space, x, Matrix<const T, Space>(p.in), saved.projected);
   if constexpr (normed) {
     detail::shape(saved.normed, "moe::latent.normed", tokens, l);
-    Kokkos::parallel_for(
-        "moe::Latent::norm", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens),
-        detail::OffsetNormRow<T, Space>{saved.projected, saved.normed, p.norm, RouterReal<T>(epsilon)});
+    detail::each_row(ctx.space, "moe::Latent::norm", tokens,
+                     detail::OffsetNormRow<T, Space>{saved.projected, saved.normed, p.norm, RouterReal<T>(epsilon)});
   } else {
     saved.normed = saved.projected;
   }
@@ -146,8 +147,8 @@ void Latent<Norm>::enter_backward(Context<Space>& ctx, const Matrix<T, Space>& d
     typename Context<Space>::Scratch scratch(ctx);
     auto parts = scratch.template matrix<RouterReal<T>>(tokens, l);
     const detail::OffsetNormRow<T, Space> norm{saved.projected, saved.normed, p.norm, RouterReal<T>(epsilon)};
-    Kokkos::parallel_for("moe::Latent::norm_backward", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens),
-                         detail::OffsetNormGradientRow<T, Space>{norm, dnormed, parts});
+    detail::each_row(ctx.space, "moe::Latent::norm_backward", tokens,
+                     detail::OffsetNormGradientRow<T, Space>{norm, dnormed, parts});
     Kokkos::parallel_for("moe::Latent::norm_weight", Kokkos::RangePolicy<Space>(ctx.space, 0, l),
                          detail::SumRows<RouterReal<T>, T, Space>{parts, gradients.norm});
   }

@@ -19,8 +19,8 @@ template <class T, class Space>
 struct ScaleAll {
   Matrix<T, Space> y;
   RouterReal<T> factor;
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    for (Index h = 0; h < Index(y.extent(1)); ++h) y(t, h) = T(RouterReal<T>(y(t, h)) * factor);
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
+    team.each(Index(y.extent(1)), [&](Index h) { y(t, h) = T(RouterReal<T>(y(t, h)) * factor); });
   }
 };
 
@@ -56,8 +56,8 @@ struct OutputScale {
  private:
   template <class T, class Space>
   void scale(Context<Space>& ctx, const Matrix<T, Space>& y) const {
-    Kokkos::parallel_for("moe::OutputScale", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(y.extent(0))),
-                         detail::ScaleAll<T, Space>{y, RouterReal<T>(factor)});
+    detail::each_wide_row(ctx.space, "moe::OutputScale", Index(y.extent(0)), Index(y.extent(1)),
+                          detail::ScaleAll<T, Space>{y, RouterReal<T>(factor)});
   }
 };
 using RoutedScale = OutputScale<true>;
@@ -70,9 +70,9 @@ struct AddOutputBias {
   Vector<T, Space> bias;
   Vector<const std::uint8_t, Space> mask;
   Matrix<T, Space> y;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     if (is_padding<Space>(mask, t)) return;
-    for (Index h = 0; h < Index(y.extent(1)); ++h) y(t, h) += bias(h);
+    team.each(Index(y.extent(1)), [&](Index h) { y(t, h) += bias(h); });
   }
 };
 
@@ -113,8 +113,8 @@ struct OutputBias {
   template <class T, class Space, class S>
   void forward(Context<Space>& ctx, const Batch<T, Space>& batch, const Parameters<T, Space>& p,
                const Matrix<T, Space>& y, S&) const {
-    Kokkos::parallel_for("moe::OutputBias", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(y.extent(0))),
-                         detail::AddOutputBias<T, Space>{p.bias, batch.mask, y});
+    detail::each_wide_row(ctx.space, "moe::OutputBias", Index(y.extent(0)), Index(y.extent(1)),
+                          detail::AddOutputBias<T, Space>{p.bias, batch.mask, y});
   }
   template <class T, class Space, class S>
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Parameters<T, Space>& p, const S&,
@@ -133,15 +133,15 @@ struct OutputNormRow {
   Real epsilon;
   Matrix<T, Space> y, input;
   Vector<Real, Space> inverse;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     const Index width = y.extent(1);
-    Real squares = 0;
-    for (Index h = 0; h < width; ++h) squares += Real(y(t, h)) * Real(y(t, h));
-    inverse(t) = Real(1) / Kokkos::sqrt(squares / Real(width) + epsilon);
-    for (Index h = 0; h < width; ++h) {
+    const Real squares = team.sum<Real>(width, [&](Index h) { return Real(y(t, h)) * Real(y(t, h)); });
+    const Real factor = Real(1) / Kokkos::sqrt(squares / Real(width) + epsilon);
+    team.single([&] { inverse(t) = factor; });
+    team.each(width, [&](Index h) {
       input(t, h) = y(t, h);
-      y(t, h) = T(Real(y(t, h)) * inverse(t) * Real(weight(h)));
-    }
+      y(t, h) = T(Real(y(t, h)) * factor * Real(weight(h)));
+    });
   }
 };
 
@@ -151,14 +151,14 @@ struct OutputNormGradientRow {
   Vector<T, Space> weight;
   Matrix<T, Space> input, dy;
   Vector<Real, Space> inverse;
-  KOKKOS_FUNCTION void operator()(Index t) const {
+  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     const Index width = dy.extent(1);
-    Real dot = 0;
-    for (Index h = 0; h < width; ++h) dot += Real(input(t, h)) * inverse(t) * Real(dy(t, h)) * Real(weight(h));
-    for (Index h = 0; h < width; ++h) {
+    const Real dot = team.sum<Real>(
+        width, [&](Index h) { return Real(input(t, h)) * inverse(t) * Real(dy(t, h)) * Real(weight(h)); });
+    team.each(width, [&](Index h) {
       const Real u = Real(input(t, h)) * inverse(t);
       dy(t, h) = T(inverse(t) * (Real(dy(t, h)) * Real(weight(h)) - u * dot / Real(width)));
-    }
+    });
   }
 };
 
@@ -208,9 +208,8 @@ struct OutputNorm {
                Saved<T, Space>& saved) const {
     detail::shape(saved.input, "moe::output_norm.input", y.extent(0), y.extent(1));
     detail::shape(saved.inverse, "moe::output_norm.inverse", y.extent(0));
-    Kokkos::parallel_for(
-        "moe::OutputNorm", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(y.extent(0))),
-        detail::OutputNormRow<T, Space>{p.weight, RouterReal<T>(epsilon), y, saved.input, saved.inverse});
+    detail::each_row(ctx.space, "moe::OutputNorm", Index(y.extent(0)),
+                     detail::OutputNormRow<T, Space>{p.weight, RouterReal<T>(epsilon), y, saved.input, saved.inverse});
   }
   template <class T, class Space>
   void backward(Context<Space>& ctx, const Batch<T, Space>&, const Parameters<T, Space>& p,
@@ -218,8 +217,8 @@ struct OutputNorm {
     using Range = Kokkos::RangePolicy<Space>;
     Kokkos::parallel_for("moe::OutputNorm::weight", Range(ctx.space, 0, Index(p.weight.size())),
                          detail::OutputNormWeightGradient<T, Space>{saved.input, dy, saved.inverse, gradients.weight});
-    Kokkos::parallel_for("moe::OutputNorm::backward", Range(ctx.space, 0, Index(dy.extent(0))),
-                         detail::OutputNormGradientRow<T, Space>{p.weight, saved.input, dy, saved.inverse});
+    detail::each_row(ctx.space, "moe::OutputNorm::backward", Index(dy.extent(0)),
+                     detail::OutputNormGradientRow<T, Space>{p.weight, saved.input, dy, saved.inverse});
   }
 };
 

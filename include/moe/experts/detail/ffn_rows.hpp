@@ -1,9 +1,9 @@
 #pragma once
 /// @file
-/// ExpertFFN's elementwise kernels: one row each.
+/// ExpertFFN's elementwise kernels: one row each, for each_row and each_wide_row.
 
 #include "moe/core/activation.hpp"
-#include "moe/core/compiler.hpp"
+#include "moe/core/each_row.hpp"
 #include "moe/dispatch/plan.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -29,10 +29,10 @@ template <class T, class Space>
 struct AddBiasRow {
   DispatchPlan<Space> plan;
   Matrix<T, Space> bias, out;
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     const Index e = expert_of(plan, r);
     if (e == plan.experts) return;
-    for (Index i = 0; i < Index(out.extent(1)); ++i) out(r, i) += bias(e, i);
+    team.each(Index(out.extent(1)), [&](Index i) { out(r, i) += bias(e, i); });
   }
 };
 
@@ -42,16 +42,16 @@ struct ActivateRow {
   DispatchPlan<Space> plan;
   Matrix<T, Space> up, hidden;
   Activation activation;
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     if (r >= plan.expert_offsets(plan.experts)) return;
     using Real = RouterReal<T>;
     const Index inner = hidden.extent(1);
     const T* from = up.data() + r * Index(up.extent(1));
     T* to = hidden.data() + r * inner;
-    for (Index i = 0; i < inner; ++i) {
+    team.each(inner, [&](Index i) {
       const Real other = Activation::gated ? Real(from[i + inner]) : Real(1);
       to[i] = T(activate(activation, Real(from[i]), other));
-    }
+    });
   }
 };
 
@@ -65,7 +65,7 @@ struct PullRow {
   Matrix<T, Space> hidden, dup;
   Activation activation;
 
-  KOKKOS_FUNCTION void operator()(Index r) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     if (r >= plan.expert_offsets(plan.experts)) return;
     const Index inner = hidden.extent(1);
     const T* from = up.data() + r * Index(up.extent(1));
@@ -74,23 +74,23 @@ struct PullRow {
     T* du = dup.data() + r * Index(dup.extent(1));
     const bool weighted = weight.data() != nullptr;
     const Real w = weighted ? weight(r) : Real(1);
-    MOE_INDEPENDENT
-    for (Index i = 0; i < inner; ++i) {
+    team.each_apart(inner, [&](Index i) {
       const Real other = Activation::gated ? Real(from[i + inner]) : Real(1);
       Real dgate, dother;
       h[i] = T(activate(activation, Real(from[i]), other, dgate, dother));
       du[i] = T(w * Real(dh[i]) * dgate);
       if constexpr (Activation::gated) du[i + inner] = T(w * Real(dh[i]) * dother);
-    }
+    });
     if (!weighted) return;
-    Real dot = 0;  // a loop of its own: a sum in order keeps the loop above from running by vectors
-    for (Index i = 0; i < inner; ++i) dot += Real(dh[i]) * Real(h[i]);
+    Real dot = 0;  // of this lane; a loop of its own: a sum in order keeps the loop above from running by vectors
+    team.each(inner, [&](Index i) { dot += Real(dh[i]) * Real(h[i]); });
     const Index width = dy.extent(1), e = down_bias.data() == nullptr ? 0 : expert_of(plan, r);
-    for (Index i = 0; i < width; ++i) {
+    team.each(width, [&](Index i) {
       if (down_bias.data() != nullptr) dot += Real(dy(r, i)) * Real(down_bias(e, i));
       dy(r, i) = T(w * Real(dy(r, i)));
-    }
-    dweight(r) = dot;
+    });
+    dot = team.total_of(dot);
+    team.single([&] { dweight(r) = dot; });
   }
 };
 

@@ -42,9 +42,9 @@ auto MoELayer<Policies...>::map_input(Context<Space>& ctx, const Batch<Scalar, S
     tape.input_draws.active = ctx.training;
     tape.input_draws.given = batch.draws;
     detail::shape(tape.mapped, "moe::mapped", batch.tokens(), batch.hidden());
-    Kokkos::parallel_for("moe::input_map", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-                         detail::JitterTokens<Scalar, Space>{batch.x, tape.mapped, tape.input_draws,
-                                                             Jitter{std::get<InputMap>(policies_).epsilon}});
+    detail::each_wide_row(ctx.space, "moe::input_map", batch.tokens(), batch.hidden(),
+                          detail::JitterTokens<Scalar, Space>{batch.x, tape.mapped, tape.input_draws,
+                                                              Jitter{std::get<InputMap>(policies_).epsilon}});
     mapped.x = tape.mapped;
   }
   return mapped;
@@ -85,10 +85,10 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
     if constexpr (weight_on_input) {
       typename Context<Space>::Scratch scratch(ctx);
       auto row_weight = scratch.template vector<Real>(tape.plan.rows);
-      const Kokkos::RangePolicy<Space> rows(ctx.space, 0, tape.plan.rows);
-      Kokkos::parallel_for("moe::row_weight", rows, detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
-      Kokkos::parallel_for("moe::weight_on_input", rows,
-                           detail::ScaleRow<Scalar, Real, Space>{tape.plan, row_weight, tape.rows});
+      Kokkos::parallel_for("moe::row_weight", Kokkos::RangePolicy<Space>(ctx.space, 0, tape.plan.rows),
+                           detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
+      detail::each_wide_row(ctx.space, "moe::weight_on_input", tape.plan.rows, width,
+                            detail::ScaleRow<Scalar, Real, Space>{tape.plan, row_weight, tape.rows});
     }
   }
   {
@@ -179,15 +179,15 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
       experts_.backward(ctx, dout, tape.plan, parameters.experts, tape.rows, tape.experts, drows, gradients.experts);
       M inner = batch.x;
       if constexpr (has_latent) inner = tape.latent.normed;
-      Kokkos::parallel_for(
-          "moe::weight_gradient", Range(ctx.space, 0, rows),
+      detail::each_row(
+          ctx.space, "moe::weight_gradient", rows,
           detail::InputWeightGradientRow<Scalar, Real, Space>{tape.plan, inner, row_weight, drows, drow_weight});
     } else if constexpr (requires { &Experts::template backward_weighted<Scalar, Real, Space>; }) {
       experts_.backward_weighted(ctx, dout, row_weight, tape.plan, parameters.experts, tape.rows, tape.experts, drows,
                                  drow_weight, gradients.experts);
     } else {
-      Kokkos::parallel_for(
-          "moe::weight_gradient", Range(ctx.space, 0, rows),
+      detail::each_row(
+          ctx.space, "moe::weight_gradient", rows,
           detail::WeightedGradientRow<Scalar, Real, Space>{tape.out, dout, row_weight, drow_weight, tape.plan});
       experts_.backward(ctx, dout, tape.plan, parameters.experts, tape.rows, tape.experts, drows, gradients.experts);
     }
@@ -241,9 +241,9 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
   router_.backward(ctx, batch, parameters.router, tape.routing, of, gradient_of(batch.router_input, tape.drouter_input),
                    gradients.router);
   if constexpr (has_input_map) {
-    Kokkos::parallel_for("moe::input_map", Range(ctx.space, 0, tokens),
-                         detail::JitterTokens<Scalar, Space>{tape.dx, tape.dx, tape.input_draws,
-                                                             Jitter{std::get<InputMap>(policies_).epsilon}});
+    detail::each_wide_row(ctx.space, "moe::input_map", tokens, config_.hidden,
+                          detail::JitterTokens<Scalar, Space>{tape.dx, tape.dx, tape.input_draws,
+                                                              Jitter{std::get<InputMap>(policies_).epsilon}});
   }
   return tape.dx;
 }
