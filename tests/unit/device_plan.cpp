@@ -82,7 +82,7 @@ void check(const Case& c, bool skips, bool pads) {
 
 TEST_CASE("Plans by teams are the plans by steps") {
   unsigned seed = 0;
-  for (const Index tokens : {1, 2, 31, 32, 33, 100, 511, 1300, 20000}) {
+  for (const Index tokens : {1, 2, 31, 32, 33, 100, 511, 1300}) {
     for (const auto& [experts, k] : {std::pair<Index, Index>{1, 1}, {8, 2}, {60, 4}, {256, 8}}) {
       for (const bool ragged : {false, true}) {
         CAPTURE(tokens, experts, k, ragged);
@@ -93,6 +93,10 @@ TEST_CASE("Plans by teams are the plans by steps") {
       }
     }
   }
+}
+
+TEST_CASE("Plans by teams of longer chunks are the same, too") {
+  check(Case(20000, 60, 2, false, 1), true, false);
 }
 
 TEST_CASE("A plan by teams without tokens is empty") {

@@ -8,18 +8,29 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Threads of a team in a kernel of `Space`, and the rows that its teams take side by side.
+/// Kokkos' vector lanes in a kernel of `Space`, and the rows that a team takes side by side.
 template <class Space>
-inline constexpr int lanes_of = on_host<Space> ? 1 : device_lanes;
+inline constexpr int vector_lanes = on_host<Space> ? 1 : device_lanes;
 template <class Space>
 inline constexpr int rows_a_team = on_host<Space> ? 1 : 4;
 
-/// The lanes of a kernel's thread that stand for one row, or for one of the `parts` of its columns.
+/// The lanes of a member's thread as a team, which takes a row or one of `parts` parts of its columns.
 template <class Member>
 KOKKOS_FUNCTION Team team_of(const Member&, [[maybe_unused]] int part = 0, [[maybe_unused]] int parts = 1) {
+#if defined(MOE_SIMULATED_LANES)
+  return Team{simulated_lane() + device_lanes * part, device_lanes * parts, device_lanes};
+#else
   KOKKOS_IF_ON_HOST((return Team{};))
   KOKKOS_IF_ON_DEVICE(
       (return Team{int(threadIdx.x) + device_lanes * part, device_lanes * parts, device_lanes};))  // CUDA's and HIP's
+#endif
+}
+
+/// Orders what a member's threads and lanes wrote before what they read from here on.
+template <class Member>
+KOKKOS_FUNCTION void barrier(const Member& member, const Team& team) {
+  team.sync();
+  member.team_barrier();
 }
 
 /// Says that a kernel's functor is to travel as its argument: Kokkos for CUDA would copy one of 512 bytes or more to
@@ -32,7 +43,31 @@ auto light(const Policy& policy) {
 /// Enough teams of `threads` warps for `items` of them.
 template <class Space>
 Kokkos::TeamPolicy<Space> teams_for(const Space& space, Index items, int threads = rows_a_team<Space>) {
-  return Kokkos::TeamPolicy<Space>(space, int((items + threads - 1) / threads), threads, lanes_of<Space>);
+  return Kokkos::TeamPolicy<Space>(space, int((items + threads - 1) / threads), threads, vector_lanes<Space>);
+}
+
+#if defined(MOE_SIMULATED_LANES)
+template <class Member, class F>
+struct InSimulatedLanes {
+  F f;
+  void operator()(const Member& member) const {
+    auto lane = [&] {
+      const Member own = member;  // a member counts what it gave of its scratch memory
+      f(own);
+    };
+    simulate_lanes([](void* call) { (*static_cast<decltype(lane)*>(call))(); }, &lane);
+  }
+};
+#endif
+
+/// Calls f(member) by all teams of a policy.
+template <class Policy, class F>
+void launch_teams(const char* name, const Policy& policy, const F& f) {
+#if defined(MOE_SIMULATED_LANES)
+  Kokkos::parallel_for(name, policy, InSimulatedLanes<typename Policy::member_type, F>{f});
+#else
+  Kokkos::parallel_for(name, policy, f);
+#endif
 }
 
 template <class F>
@@ -56,7 +91,10 @@ template <class Space, class F>
 void each_row_in_parts(const Space& space, const char* name, Index rows, int parts, const F& f, Index alone) {
   if constexpr (device_path<Space>) {
     if (rows == 0) return;
-    Kokkos::parallel_for(name, light(teams_for(space, rows * parts)), RowByTeam<Space, F>{f, rows, parts});
+#if !defined(MOE_SIMULATED_LANES)
+    if (on_host<Space>) parts = 1;  // one lane takes all columns
+#endif
+    launch_teams(name, light(teams_for(space, rows * parts)), RowByTeam<Space, F>{f, rows, parts});
   } else {
     each(space, name, rows, RowByThread<F>{f}, alone);
   }
@@ -74,8 +112,7 @@ void each_row(const Space& space, const char* name, Index rows, const F& f, Inde
 template <class Space, class F>
 void each_wide_row(const Space& space, const char* name, Index rows, Index width, const F& f, Index alone = 0) {
   constexpr Index columns = 1024;
-  const bool whole = on_host<Space> || width <= columns;
-  each_row_in_parts(space, name, rows, whole ? 1 : int((width + columns - 1) / columns), f, alone);
+  each_row_in_parts(space, name, rows, width <= columns ? 1 : int((width + columns - 1) / columns), f, alone);
 }
 
 }  // namespace detail

@@ -31,7 +31,9 @@ namespace detail {
 inline constexpr int device_lanes = 32;
 
 #if defined(MOE_SIMULATED_LANES)
-// For one test, which runs a team's lanes as coroutines on the host and gives these two.
+// For tests, which run a team's lanes on the host, one after the other from meeting to meeting, and give these.
+void simulate_lanes(void (*body)(void*), void* argument);
+int simulated_lane();
 void simulated_shuffle(void* value, std::size_t size, int from);
 void simulated_sync();
 #endif

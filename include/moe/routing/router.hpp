@@ -167,7 +167,7 @@ class Router {
       if (bytes == 0) keys = scratch.template matrix<Real>(tokens, experts);
       auto teams = detail::light(detail::teams_for(ctx.space, tokens));
       teams.set_scratch_size(0, Kokkos::PerThread(bytes));
-      if (tokens != 0) Kokkos::parallel_for("moe::Router::route", teams, Route{score, select, weigh, keys, tokens});
+      if (tokens != 0) detail::launch_teams("moe::Router::route", teams, Route{score, select, weigh, keys, tokens});
     } else if constexpr (RowSelection<Selection>) {
       // Keys that a host keeps in its nearest cache; a device has a row for every thread.
       const Index chunk = on_host<Space> ? 16 : 1, chunks = (tokens + chunk - 1) / chunk;

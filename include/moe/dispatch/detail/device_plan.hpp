@@ -224,25 +224,25 @@ struct CountByTeams {
     const Index w = member.team_rank(), warps = member.team_size();
     int *all = at.memory + warps * experts, *is_last = all + experts;
     for (Index i = at.thread; i < (warps + 1) * experts; i += at.threads) at.memory[i] = 0;
-    member.team_barrier();
+    barrier(member, at.team);
     if (at.first + w < at.last) steps.count(at.first + w, at.team, at.memory + w * experts, all);
-    member.team_barrier();
+    barrier(member, at.team);
     for (Index e = at.thread; e < experts; e += at.threads) steps.total(e, at.g, at.first, at.last, at.memory, all);
 
     // No team waits for another: whichever finds that all have arrived does the rest.
     Kokkos::memory_fence();
-    member.team_barrier();
+    barrier(member, at.team);
     if (at.thread == 0) *is_last = int(Kokkos::atomic_fetch_add(arrivals.data(), 1) == int(at.teams) - 1);
-    member.team_barrier();
+    barrier(member, at.team);
     if (*is_last == 0) return;
     Kokkos::memory_fence();
     if (at.thread == 0) *arrivals.data() = 0;
     for (Index e = at.thread; e < experts; e += at.threads) steps.total(e);
-    member.team_barrier();
+    barrier(member, at.team);
     if (w == 0) steps.offsets(at.team);
     if (w == warps - 1) steps.live_before_chunks(at.team);
     if (at.teams > 1) return;
-    member.team_barrier();
+    barrier(member, at.team);
     PlaceByTeams<Real, Space>{steps}.run(at);
   }
 };
@@ -276,8 +276,8 @@ void plan_by_teams(Context<Space>& ctx, const Assignments<Real, Space>& assignme
                                        scratch.template matrix<int>(teams, plan.experts)};
   auto policy = light(teams_for(ctx.space, chunks, warps));
   policy.set_scratch_size(0, Kokkos::PerTeam(PlanTeam<Space>::bytes(plan.experts)));
-  Kokkos::parallel_for("moe::dispatch::count", policy, CountByTeams<Real, Space>{steps, ctx.arrivals()});
-  if (teams > 1) Kokkos::parallel_for("moe::dispatch::place", policy, PlaceByTeams<Real, Space>{steps});
+  launch_teams("moe::dispatch::count", policy, CountByTeams<Real, Space>{steps, ctx.arrivals()});
+  if (teams > 1) launch_teams("moe::dispatch::place", policy, PlaceByTeams<Real, Space>{steps});
 }
 
 }  // namespace detail
