@@ -4,8 +4,12 @@
 #include <moe/moe.hpp>
 
 /// Scores 1 + z / (1 + |z|): bounded like a sigmoid, with heavier tails.
+///
+/// It steps through its row by the team alone and says so by `takes_team`: a device may then give a warp to a token. A
+/// policy with a loop of its own over the row leaves the word out, and gets one thread.
 struct SoftSign {
   using policy = moe::kind::scoring;
+  static constexpr bool takes_team = true;
   template <class Real>
   KOKKOS_FUNCTION void apply(const moe::Team& team, moe::Row<Real> row) const {
     team.each(row.size, [&](moe::Index e) { row[e] = 1 + row[e] / (1 + Kokkos::abs(row[e])); });
@@ -19,6 +23,7 @@ struct SoftSign {
 /// Every expert that scores above a threshold, at most two.
 struct AboveThreshold {
   using policy = moe::kind::selection;
+  static constexpr bool takes_team = true;
   double threshold = 0.8;
   moe::Index choices() const { return 2; }
   template <class Real>

@@ -9,7 +9,7 @@
 ///     KOKKOS_FUNCTION void apply(const Team&, Row<const Real> logits, Row<const Real> scores, Row<Real> key) const;
 ///
 /// or the same with a `const TokenFacts&` behind it. `static constexpr int order = -1` puts it before the balancing
-/// bias, 0 (the default) behind that, 1 behind all others.
+/// bias, 0 (the default) behind that, 1 behind all others. `takes_team`: see scoring.hpp.
 
 #include "moe/core/lanes.hpp"
 #include "moe/routing/routing.hpp"

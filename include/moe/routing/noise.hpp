@@ -9,7 +9,8 @@
 ///     template <class Real>
 ///     KOKKOS_FUNCTION void pullback(const Team&, Row<const Real> result, Row<Real> gradient, const RowRandom&) const;
 ///
-/// Several may act on the logits, in the order of the router's arguments; one on its input.
+/// Several may act on the logits, in the order of the router's arguments; one on its input. `takes_team`: see
+/// scoring.hpp.
 
 #include "moe/routing/routing.hpp"
 

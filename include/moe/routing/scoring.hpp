@@ -8,6 +8,14 @@
 ///     KOKKOS_FUNCTION void apply(const Team&, Row<Real> row) const;                                  // in place
 ///     template <class Real>
 ///     KOKKOS_FUNCTION void pullback(const Team&, Row<const Real> scores, Row<Real> gradient) const;  // in place
+///
+/// One that steps through rows by the team's `each`, `sum`, `max` and `single` alone adds
+///
+///     static constexpr bool takes_team = true;
+///
+/// and devices may give it a warp a row. Without it, or with plain loops, it gets one thread; see core/team.hpp. The
+/// same holds for row maps, choice keys, balancers, selections, weightings and skipping. A policy that inherits from
+/// one of ours inherits this word, too: take it back where the new members do not keep it.
 
 #include "moe/core/exp.hpp"
 #include "moe/core/lanes.hpp"

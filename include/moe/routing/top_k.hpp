@@ -9,7 +9,8 @@
 ///     KOKKOS_FUNCTION void select(const Team&, Row<Real> key, Row<ExpertId> chosen) const;
 ///
 /// or `select` with a `const TokenFacts&` behind. `key` may be changed; `chosen` holds K entries, no_expert where
-/// nothing is left. Selections that look at many tokens at once have another contract: see expert_choice.hpp.
+/// nothing is left. `takes_team`: see scoring.hpp. Selections that look at many tokens at once have another contract:
+/// see expert_choice.hpp.
 
 #include "moe/routing/detail/largest_keys.hpp"
 #include "moe/routing/routing.hpp"

@@ -15,7 +15,8 @@
 ///     apply(team, weights, chosen, Row<const Real> parameter)
 ///     pullback(team, before, chosen, Row<const Real> parameter, gradient, Row<Real> dparameter)  // adds to dparameter
 ///
-/// `static constexpr int order = 1` puts a weighting behind the others.
+/// `static constexpr int order = 1` puts a weighting behind the others. `takes_team`: see scoring.hpp; the pullback of
+/// a learned one always gets one thread.
 
 #include "moe/routing/routing.hpp"
 
