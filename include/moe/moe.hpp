@@ -9,6 +9,7 @@
 #include "moe/core/assignments.hpp"
 #include "moe/core/batch.hpp"
 #include "moe/core/bfloat16.hpp"
+#include "moe/core/capture.hpp"
 #include "moe/core/context.hpp"
 #include "moe/core/error.hpp"
 #include "moe/core/float16.hpp"

@@ -243,8 +243,8 @@ Vector<double, Space> column_sums(Context<Space>& ctx, typename Context<Space>::
                                   Index experts, Chunk chunk) {
   chunk.parts = scratch.template matrix<double>(chunks_of(tokens), experts);
   auto sums = scratch.template vector<double>(experts);
-  Kokkos::parallel_for("moe::loss::chunks", Kokkos::RangePolicy<Space>(ctx.space, 0, chunks_of(tokens)), chunk);
-  Kokkos::parallel_for("moe::loss::columns", Kokkos::RangePolicy<Space>(ctx.space, 0, experts),
+  Kokkos::parallel_for("moe::loss::chunks", detail::Range<Space>(ctx.space, 0, chunks_of(tokens)), chunk);
+  Kokkos::parallel_for("moe::loss::columns", detail::Range<Space>(ctx.space, 0, experts),
                        SumColumns<Real, Space>{chunk.parts, sums});
   return sums;
 }
@@ -258,7 +258,7 @@ void ImportanceLoss::value(Context<Space>& ctx, const Batch<T, Space>&, const Ro
   const auto& assignments = routing.assignments;
   auto sums = detail::column_sums<Real>(ctx, scratch, assignments.tokens, Index(routing.logits.extent(1)),
                                         detail::ImportanceChunk<Real, Space>{assignments, {}});
-  Kokkos::parallel_for("moe::ImportanceLoss", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+  Kokkos::parallel_for("moe::ImportanceLoss", detail::Range<Space>(ctx.space, 0, 1),
                        detail::SquaredVariation<Space>{sums, coefficient, {}, slot});
 }
 
@@ -271,9 +271,9 @@ void ImportanceLoss::backward(Context<Space>& ctx, const Batch<T, Space>&, const
   auto sums = detail::column_sums<Real>(ctx, scratch, assignments.tokens, experts,
                                         detail::ImportanceChunk<Real, Space>{assignments, {}});
   auto slope = scratch.template vector<double>(experts);
-  Kokkos::parallel_for("moe::ImportanceLoss", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+  Kokkos::parallel_for("moe::ImportanceLoss", detail::Range<Space>(ctx.space, 0, 1),
                        detail::SquaredVariation<Space>{sums, scale * coefficient, slope, {}});
-  Kokkos::parallel_for("moe::ImportanceLoss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, assignments.tokens),
+  Kokkos::parallel_for("moe::ImportanceLoss::backward", detail::Range<Space>(ctx.space, 0, assignments.tokens),
                        detail::ImportanceGradient<Real, Space>{assignments, slope, to.dweight});
 }
 
@@ -297,7 +297,7 @@ void LoadLoss::value(Context<Space>& ctx, const Batch<T, Space>& batch, const Ro
   typename Context<Space>::Scratch scratch(ctx);
   auto sums = detail::column_sums<Real>(ctx, scratch, batch.tokens(), Index(routing.logits.extent(1)),
                                         detail::LoadChunk<Real, Space>{{routing, batch.mask}, {}});
-  Kokkos::parallel_for("moe::LoadLoss", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+  Kokkos::parallel_for("moe::LoadLoss", detail::Range<Space>(ctx.space, 0, 1),
                        detail::SquaredVariation<Space>{sums, coefficient, {}, slot});
 }
 
@@ -310,9 +310,9 @@ void LoadLoss::backward(Context<Space>& ctx, const Batch<T, Space>& batch, const
   auto sums = detail::column_sums<Real>(ctx, scratch, batch.tokens(), experts,
                                         detail::LoadChunk<Real, Space>{{routing, batch.mask}, {}});
   auto slope = scratch.template vector<double>(experts);
-  Kokkos::parallel_for("moe::LoadLoss", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+  Kokkos::parallel_for("moe::LoadLoss", detail::Range<Space>(ctx.space, 0, 1),
                        detail::SquaredVariation<Space>{sums, scale * coefficient, slope, {}});
-  Kokkos::parallel_for("moe::LoadLoss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+  Kokkos::parallel_for("moe::LoadLoss::backward", detail::Range<Space>(ctx.space, 0, batch.tokens()),
                        detail::LoadGradient<Real, Space>{{routing, batch.mask}, slope, to});
 }
 
@@ -321,7 +321,7 @@ void ReinforceLoss::value(Context<Space>& ctx, const Batch<T, Space>& batch, con
                           const Vector<double, Space>& slot) const {
   check(batch);
   Kokkos::parallel_for(
-      "moe::ReinforceLoss", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+      "moe::ReinforceLoss", detail::Range<Space>(ctx.space, 0, 1),
       detail::ReinforceValue<Real, Space>{{routing, batch.mask, batch.rewards, -coefficient, baseline, slot, {}}});
 }
 
@@ -331,9 +331,9 @@ void ReinforceLoss::backward(Context<Space>& ctx, const Batch<T, Space>& batch, 
   check(batch);
   typename Context<Space>::Scratch scratch(ctx);
   auto live = scratch.template vector<Index>(1);
-  Kokkos::parallel_for("moe::ReinforceLoss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+  Kokkos::parallel_for("moe::ReinforceLoss::count", detail::Range<Space>(ctx.space, 0, 1),
                        detail::CountLive<Space>{batch.mask, batch.tokens(), live});
-  Kokkos::parallel_for("moe::ReinforceLoss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+  Kokkos::parallel_for("moe::ReinforceLoss::backward", detail::Range<Space>(ctx.space, 0, batch.tokens()),
                        detail::ReinforceGradient<Real, Space>{
                            {routing, batch.mask, batch.rewards, -coefficient * scale, baseline, {}, to.dlogits}, live});
 }

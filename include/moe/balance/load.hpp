@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iomanip>
+#include <optional>
 #include <ostream>
 #include <vector>
 
@@ -17,26 +18,30 @@ MOE_NAMESPACE_BEGIN
 template <class Space = Kokkos::DefaultExecutionSpace>
 class LoadStatistics {
  public:
-  /// Adds the counts of a forward pass. Recomputed passes must not be added twice.
+  /// Adds the counts of a forward pass, on its stream. Recomputed passes must not be added twice.
   template <class Tape>
   void add(const Tape& tape) {
-    add(tape.plan, tape.batch.mask);
+    add(tape.plan, tape.batch.mask, tape.space.value_or(Space{}));
   }
-  void add(const DispatchPlan<Space>& plan, const Vector<const std::uint8_t, Space>& mask = {});
+  void add(const DispatchPlan<Space>& plan, const Vector<const std::uint8_t, Space>& mask = {},
+           const Space& space = {});
 
-  /// Back to zero, for the next step.
+  /// Back to zero, for the next step, on the stream that was last added on.
   void reset() {
     if (!counts_.is_allocated()) return;
-    Kokkos::deep_copy(Space{}, counts_, Index(0));
-    Kokkos::deep_copy(Space{}, tokens_, Index(0));
+    detail::fill(space(), counts_, Index(0));
+    detail::fill(space(), tokens_, Index(0));
   }
   /// (E); unallocated before the first add.
   Vector<Index, Space> counts() const { return counts_; }
   /// (1) tokens, padding not counted; unallocated before the first add.
   Vector<Index, Space> tokens() const { return tokens_; }
+  /// The stream that was last added on: counts are ready there.
+  Space space() const { return space_.value_or(Space{}); }
 
  private:
   Vector<Index, Space> counts_, tokens_;
+  std::optional<Space> space_;
 };
 
 /// The loads of one forward pass, on the host.
@@ -114,15 +119,18 @@ std::vector<Index> to_host(const View& view) {
 }  // namespace detail
 
 template <class Space>
-void LoadStatistics<Space>::add(const DispatchPlan<Space>& plan, const Vector<const std::uint8_t, Space>& mask) {
+void LoadStatistics<Space>::add(const DispatchPlan<Space>& plan, const Vector<const std::uint8_t, Space>& mask,
+                                const Space& space) {
   if (!counts_.is_allocated()) {
+    detail::refuse_capture(space, "The first moe::LoadStatistics::add, which allocates,", "Add once before capturing.");
     counts_ = Vector<Index, Space>("moe::load", plan.experts);
     tokens_ = Vector<Index, Space>("moe::load.tokens", 1);
   }
   detail::require<ShapeError>(Index(counts_.extent(0)) == plan.experts, "moe::LoadStatistics: counts of ",
                               counts_.extent(0), " experts, but this plan has ", plan.experts,
                               ". Keep one LoadStatistics for each layer.");
-  Kokkos::parallel_for("moe::LoadStatistics", Kokkos::RangePolicy<Space>(0, plan.experts),
+  space_ = space;
+  Kokkos::parallel_for("moe::LoadStatistics", detail::Range<Space>(space, 0, plan.experts),
                        detail::AddCounts<Space>{counts_, plan.routed, tokens_, mask, plan.tokens});
 }
 
@@ -130,6 +138,11 @@ template <class Tape>
 LoadReport load_report(const Tape& tape) {
   detail::require<ShapeError>(tape.plan.routed.is_allocated(),
                               "moe::load_report: this tape is empty. Run forward(ctx, x, tape) first.");
+  if constexpr (requires { tape.space.has_value(); }) {
+    if (tape.space)
+      detail::refuse_capture(*tape.space, "moe::load_report, which copies to the host,",
+                             "Call it after the graph's launch.");
+  }
   return {tape.plan.tokens, detail::to_host(tape.plan.routed), detail::to_host(tape.plan.kept)};
 }
 

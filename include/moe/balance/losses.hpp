@@ -77,10 +77,9 @@ struct RouterZLoss {
              const Vector<double, Space>& slot) const {
     typename Context<Space>::Scratch scratch(ctx);
     auto parts = scratch.template vector<double>(detail::chunks_of(batch.tokens()) + 1);
-    Kokkos::parallel_for("moe::RouterZLoss",
-                         Kokkos::RangePolicy<Space>(ctx.space, 0, detail::chunks_of(batch.tokens())),
+    Kokkos::parallel_for("moe::RouterZLoss", detail::Range<Space>(ctx.space, 0, detail::chunks_of(batch.tokens())),
                          detail::ZLossChunk<Real, Space>{routing.logits, batch.mask, parts});
-    Kokkos::parallel_for("moe::RouterZLoss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+    Kokkos::parallel_for("moe::RouterZLoss::sum", detail::Range<Space>(ctx.space, 0, 1),
                          detail::ZLossSum<Space>{parts, detail::chunks_of(batch.tokens()), batch.mask, batch.tokens(),
                                                  coefficient, slot});
   }
@@ -90,10 +89,10 @@ struct RouterZLoss {
                 const RoutingGradients<Real, Space>& to) const {
     typename Context<Space>::Scratch scratch(ctx);
     auto live = scratch.template vector<Index>(1);
-    Kokkos::parallel_for("moe::RouterZLoss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+    Kokkos::parallel_for("moe::RouterZLoss::count", detail::Range<Space>(ctx.space, 0, 1),
                          detail::CountLive<Space>{batch.mask, batch.tokens(), live});
     Kokkos::parallel_for(
-        "moe::RouterZLoss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+        "moe::RouterZLoss::backward", detail::Range<Space>(ctx.space, 0, batch.tokens()),
         detail::ZLossGradient<Real, Space>{routing.logits, batch.mask, live, scale * coefficient, to.dlogits});
   }
 };

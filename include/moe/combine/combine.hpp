@@ -103,7 +103,7 @@ void sum_rows(Context<Space>& ctx, const char* name, const Matrix<const T, Space
     each_wide_row(ctx.space, name, plan.tokens, Index(y.extent(1)),
                   CombineByTeam<T, Real, Space>{rows, weight, plan, y});
   } else {
-    Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(ctx.space, 0, plan.tokens),
+    Kokkos::parallel_for(name, detail::Range<Space>(ctx.space, 0, plan.tokens),
                          CombineToken<T, Real, Space>{rows, weight, plan, y});
   }
 }

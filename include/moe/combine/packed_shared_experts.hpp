@@ -76,7 +76,7 @@ struct PackedSharedExperts {
     const Index* token = nullptr;
     if (batch.mask.is_allocated()) {
       detail::shape(saved.token, "moe::shared_token", tokens);
-      Kokkos::parallel_for("moe::SharedExperts", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens),
+      Kokkos::parallel_for("moe::SharedExperts", detail::Range<Space>(ctx.space, 0, tokens),
                            detail::LiveToken<Space>{batch.mask, saved.token});
       token = saved.token.data();
     }

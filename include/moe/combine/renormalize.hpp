@@ -61,7 +61,7 @@ struct RenormalizeGradient {
 template <class Real, class Space>
 void renormalize(Context<Space>& ctx, const Assignments<Real, Space>& assignments, const DispatchPlan<Space>& plan,
                  Renormalize how, const Vector<Real, Space>& result) {
-  Kokkos::parallel_for("moe::renormalize", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.tokens),
+  Kokkos::parallel_for("moe::renormalize", detail::Range<Space>(ctx.space, 0, plan.tokens),
                        detail::RenormalizeToken<Real, Space>{assignments, plan, how == Renormalize::to_one, result});
 }
 
@@ -70,7 +70,7 @@ template <class Real, class Space>
 void renormalize_backward(Context<Space>& ctx, const Assignments<Real, Space>& assignments,
                           const DispatchPlan<Space>& plan, Renormalize how, const Vector<Real, Space>& gradient) {
   Kokkos::parallel_for(
-      "moe::renormalize_backward", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.tokens),
+      "moe::renormalize_backward", detail::Range<Space>(ctx.space, 0, plan.tokens),
       detail::RenormalizeGradient<Real, Space>{assignments, plan, how == Renormalize::to_one, gradient});
 }
 

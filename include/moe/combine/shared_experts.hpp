@@ -184,7 +184,7 @@ struct SharedExperts {
  private:
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, Index tokens, const Functor& functor) {
-    Kokkos::parallel_for("moe::SharedExperts", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens), functor);
+    Kokkos::parallel_for("moe::SharedExperts", detail::Range<Space>(ctx.space, 0, tokens), functor);
   }
   template <class Space, class Functor>
   static void run_rows(Context<Space>& ctx, Index tokens, Index width, const Functor& functor) {

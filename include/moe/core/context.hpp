@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "moe/core/capture.hpp"
 #include "moe/core/random.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -35,10 +36,14 @@ class Arena {
     blocks_.push_back(allocate(total));
   }
 
-  void* take(std::size_t bytes) {
+  void* take(const Space& space, std::size_t bytes) {
     bytes = (bytes + 127) / 128 * 128;
     while (at_.block < blocks_.size() && at_.used + bytes > blocks_[at_.block].size()) at_ = {at_.block + 1, 0};
-    if (at_.block == blocks_.size()) blocks_.push_back(allocate(std::max<std::size_t>(bytes, 1u << 20)));
+    if (at_.block == blocks_.size()) {
+      refuse_capture(space, "A workspace that has to grow",
+                     "Run the same call with the same shapes and context once before capturing: it allocates.");
+      blocks_.push_back(allocate(std::max<std::size_t>(bytes, 1u << 20)));
+    }
     void* result = blocks_[at_.block].data() + at_.used;
     at_.used += bytes;
     return result;
@@ -84,11 +89,11 @@ class Context {
 
     template <class T>
     Vector<T, Space> vector(Index n) {
-      return Vector<T, Space>(static_cast<T*>(ctx_.arena_.take(sizeof(T) * n)), n);
+      return Vector<T, Space>(static_cast<T*>(ctx_.arena_.take(ctx_.space, sizeof(T) * n)), n);
     }
     template <class T>
     Matrix<T, Space> matrix(Index rows, Index columns) {
-      return Matrix<T, Space>(static_cast<T*>(ctx_.arena_.take(sizeof(T) * rows * columns)), rows, columns);
+      return Matrix<T, Space>(static_cast<T*>(ctx_.arena_.take(ctx_.space, sizeof(T) * rows * columns)), rows, columns);
     }
 
    private:
@@ -106,6 +111,8 @@ class Context {
   /// Throws DataError if a kernel since the last check met NaN logits or an expert that does not exist. Waits for the
   /// device; automatic on host spaces.
   void check() {
+    detail::refuse_capture(space, "moe::Context::check, which waits for the device,",
+                           "Call it after the graph's launch: the flag keeps what its kernels found.");
     int bad = 0;
     Kokkos::deep_copy(space, bad, flag_);
     space.fence("moe::Context::check");

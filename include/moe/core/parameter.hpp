@@ -88,7 +88,7 @@ template <class Space, class View>
 void fill_normal(const Space& space, const View& view, Seed seed, double deviation = 1, std::uint32_t stream = 0) {
   using T = typename View::non_const_value_type;
   const RandomKey key{seed.value, 0, stream, Purpose::initialise};
-  Kokkos::parallel_for("moe::fill_normal", Kokkos::RangePolicy<Space>(space, 0, Index(view.size())),
+  Kokkos::parallel_for("moe::fill_normal", detail::Range<Space>(space, 0, Index(view.size())),
                        detail::NormalFill<T>{view.data(), key, deviation});
 }
 

@@ -86,39 +86,63 @@ auto flat(const View& view) {
                                                                                                      view.size());
 }
 
+/// Does `Space` take the code paths of devices? Hosts do where MOE_DEVICE_PATHS is defined: their tests then run the
+/// devices' kernels.
+#if defined(MOE_DEVICE_PATHS)
+template <class Space>
+inline constexpr bool device_path = true;
+#else
+template <class Space>
+inline constexpr bool device_path = !on_host<Space>;
+#endif
+
+/// The range of every launch. On devices functors go along as kernel arguments: without the hint, Kokkos puts those of
+/// 512 bytes and more into constant memory, and the host waits until the launch before them has left it. Positions have
+/// 64 bits, since Kokkos counts in 32 on CUDA, and a layer of experts has more weights than that.
+template <class Space>
+using Range = std::conditional_t<
+    on_host<Space>, Kokkos::RangePolicy<Space>,
+    Kokkos::RangePolicy<Space, Kokkos::IndexType<Index>, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>>;
+
+/// Is a functor small enough to be an argument? A kernel's arguments end at 4 KB, its range included.
+template <class F>
+inline constexpr bool fits_arguments = sizeof(F) <= 3968;
+
 /// Steps of some nanoseconds that take less than to wake other threads, which is 2 to 5 microseconds.
 inline constexpr Index few = 256;
 
 /// Calls f(0) to f(items - 1); on hosts on the calling thread, where there are no more than `alone`.
 template <class Space, class F>
 void each(const Space& space, const char* name, Index items, const F& f, Index alone = few) {
-  if constexpr (on_host<Space>) {
+  static_assert(fits_arguments<F>, "moe: a kernel's functor must fit into its arguments.");
+  if constexpr (!device_path<Space>) {
     if (items <= alone) {
       for (Index i = 0; i < items; ++i) f(i);
       return;
     }
   }
-  Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(space, 0, items), f);
+  Kokkos::parallel_for(name, Range<Space>(space, 0, items), f);
 }
 
 /// Calls f(i, sum, final) as Kokkos::parallel_scan does, with a sum of type Index.
 template <class Space, class F>
 void scan(const Space& space, const char* name, Index items, const F& f) {
-  if constexpr (on_host<Space>) {
+  static_assert(fits_arguments<F>, "moe: a kernel's functor must fit into its arguments.");
+  if constexpr (!device_path<Space>) {
     if (items <= few) {
       Index sum = 0;
       for (Index i = 0; i < items; ++i) f(i, sum, true);
       return;
     }
   }
-  Kokkos::parallel_scan(name, Kokkos::RangePolicy<Space>(space, 0, items), f);
+  Kokkos::parallel_scan(name, Range<Space>(space, 0, items), f);
 }
 
 /// Sets every element, in stream order.
 template <class Space, class View>
 void fill(const Space& space, const View& view, typename View::non_const_value_type value) {
   if (view.size() == 0) return;
-  if constexpr (on_host<Space>) {
+  if constexpr (!device_path<Space>) {
     if (Index(view.size()) <= 16 * few && view.span_is_contiguous()) {
       for (std::size_t i = 0; i < view.size(); ++i) view.data()[i] = value;
       return;

@@ -261,7 +261,7 @@ template <class T, class Space>
 void gather(Context<Space>& ctx, const Matrix<const T, Space>& x, const DispatchPlan<Space>& plan,
             const Matrix<T, Space>& rows) {
   if constexpr (!detail::device_path<Space>) {
-    using Range = Kokkos::RangePolicy<Space>;
+    using Range = detail::Range<Space>;
     const bool past_caches = Index(rows.size() * sizeof(T)) > detail::streamed_bytes;
     Kokkos::parallel_for("moe::gather", Range(ctx.space, 0, plan.tokens),
                          detail::GatherToken<T, Space>{x, plan, rows, past_caches});
@@ -276,7 +276,7 @@ void gather(Context<Space>& ctx, const Matrix<const T, Space>& x, const Dispatch
 template <class Space>
 Tensor3<float, Space> dispatch_mask(Context<Space>& ctx, const DispatchPlan<Space>& plan, Index capacity) {
   Tensor3<float, Space> mask("moe::dispatch_mask", plan.tokens, plan.experts, capacity);
-  Kokkos::parallel_for("moe::dispatch_mask", Kokkos::RangePolicy<Space>(ctx.space, 0, plan.experts),
+  Kokkos::parallel_for("moe::dispatch_mask", detail::Range<Space>(ctx.space, 0, plan.experts),
                        detail::MaskRow<Space>{plan, mask});
   return mask;
 }

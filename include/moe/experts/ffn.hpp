@@ -119,7 +119,7 @@ struct ExpertFFN {
  private:
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, Index items, const Functor& functor) {
-    Kokkos::parallel_for("moe::ExpertFFN", Kokkos::RangePolicy<Space>(ctx.space, 0, items), functor);
+    Kokkos::parallel_for("moe::ExpertFFN", detail::Range<Space>(ctx.space, 0, items), functor);
   }
 
   template <class T, class Space>

@@ -39,7 +39,7 @@ void packed_ffn(Context<Space>& ctx, kernels::PackedFFNCall<Weight, Activation>&
     fill(ctx.space, sum, 0.0f);
     call.y = sum.data();
     kernels::packed_ffn(ctx.space, call, work);
-    Kokkos::parallel_for("moe::PackedFFN::narrow", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(y.extent(0))),
+    Kokkos::parallel_for("moe::PackedFFN::narrow", detail::Range<Space>(ctx.space, 0, Index(y.extent(0))),
                          NarrowRow<T, Space, add>{sum, y});
   }
 }

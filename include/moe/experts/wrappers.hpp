@@ -171,7 +171,7 @@ struct NormalizedExperts {
     norm(ctx, plan, p, saved, {}, dout, dscaled);
     if constexpr (weighted) {
       Kokkos::parallel_for("moe::NormalizedExperts::weight",
-                           Kokkos::RangePolicy<Space>(ctx.space, 0, Index(gradients.norm.size())),
+                           detail::Range<Space>(ctx.space, 0, Index(gradients.norm.size())),
                            detail::SumRows<Real, T, Space>{dscaled, gradients.norm});
     }
     using InnerParameters = typename Inner::template Parameters<T, Space>;

@@ -149,7 +149,7 @@ void Latent<Norm>::enter_backward(Context<Space>& ctx, const Matrix<T, Space>& d
     const detail::OffsetNormRow<T, Space> norm{saved.projected, saved.normed, p.norm, RouterReal<T>(epsilon)};
     detail::each_row(ctx.space, "moe::Latent::norm_backward", tokens,
                      detail::OffsetNormGradientRow<T, Space>{norm, dnormed, parts});
-    Kokkos::parallel_for("moe::Latent::norm_weight", Kokkos::RangePolicy<Space>(ctx.space, 0, l),
+    Kokkos::parallel_for("moe::Latent::norm_weight", detail::Range<Space>(ctx.space, 0, l),
                          detail::SumRows<RouterReal<T>, T, Space>{parts, gradients.norm});
   }
   using M = Matrix<const T, Space>;

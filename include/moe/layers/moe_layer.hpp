@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "moe/balance/load.hpp"
 #include "moe/balance/losses.hpp"
@@ -110,6 +111,7 @@ class MoELayer {
     Tape& operator=(Tape&&) = default;
 
     std::uint64_t owner = 0;
+    std::optional<Space> space;  ///< the stream of its last forward
     Batch<Scalar, Space> batch;
     moe::Routing<Real, Space> routing;
     Vector<Real, Space> weight;  ///< (A) combine weights after drops
@@ -135,8 +137,12 @@ class MoELayer {
     /// Each loss in the order of the layer's arguments. Waits for the device.
     std::vector<double> loss_values() const {
       std::vector<double> result(losses.extent(0));
+      if (result.empty()) return result;
+      detail::refuse_capture(*space, "Reading a tape's loss, which waits for the device,",
+                             "Read it after the graph's launch.");
       Kokkos::View<double*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
-      if (!result.empty()) Kokkos::deep_copy(host, losses);
+      Kokkos::deep_copy(*space, host, losses);
+      space->fence("moe::MoELayer::Tape::loss_values");
       return result;
     }
   };
@@ -215,6 +221,7 @@ class MoELayer {
   }
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
     check(batch);
+    if (capturing(ctx.space)) check_capture(ctx, batch, tape);
     const Batch<Scalar, Space> mapped = map_input(ctx, batch, tape);
     route(ctx, mapped, tape);
     return run(ctx, mapped, tape);
@@ -225,10 +232,12 @@ class MoELayer {
     check(batch);
     detail::require<ShapeError>(routing.assignments.tokens == batch.tokens(), "moe::MoELayer::forward: a routing of ",
                                 routing.assignments.tokens, " tokens for a batch of ", batch.tokens(), ".");
-    Kokkos::parallel_for("moe::MoELayer::check_ids", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
-                         detail::CheckIds<Real, Space>{routing.assignments, config_.experts, ctx.flag(),
-                                                       !on_host<Space>});  // a device cannot throw: it repairs
-    if constexpr (on_host<Space>) ctx.check();
+    if (capturing(ctx.space)) check_capture(ctx, batch, tape);
+    Kokkos::parallel_for(
+        "moe::MoELayer::check_ids", detail::Range<Space>(ctx.space, 0, batch.tokens()),
+        detail::CheckIds<Real, Space>{routing.assignments, config_.experts, ctx.flag(),
+                                      detail::device_path<Space>});  // a device cannot throw: it repairs
+    if constexpr (!detail::device_path<Space>) ctx.check();
     const Batch<Scalar, Space> mapped = map_input(ctx, batch, tape);
     tape.routing = routing;
     return run(ctx, mapped, tape);
@@ -255,7 +264,10 @@ class MoELayer {
 
   /// Moves the balancing bias, where there is one. Once an optimiser step, with the counts of all its microbatches.
   void update_balance(const LoadStatistics<Space>& statistics) {
+    detail::refuse_capture(statistics.space(), "moe::MoELayer::update_balance without a context, which it makes,",
+                           "Give it the context: update_balance(ctx, statistics).");
     Context<Space> ctx;
+    ctx.space = statistics.space();
     update_balance(ctx, statistics);
   }
   void update_balance(Context<Space>& ctx, const LoadStatistics<Space>& statistics) {
@@ -325,6 +337,8 @@ class MoELayer {
   }
 
   void check(const Batch<Scalar, Space>& batch) const;
+  /// Throws where this forward would allocate, or has a selection that needs the host: a graph cannot hold it.
+  void check_capture(const Context<Space>& ctx, const Batch<Scalar, Space>& batch, const Tape& tape) const;
   Batch<Scalar, Space> map_input(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
   void route(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
   Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;

@@ -119,7 +119,7 @@ struct OutputBias {
   template <class T, class Space, class S>
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Parameters<T, Space>& p, const S&,
                 const Matrix<T, Space>& dy, Parameters<T, Space>& gradients) const {
-    Kokkos::parallel_for("moe::OutputBias", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(p.bias.size())),
+    Kokkos::parallel_for("moe::OutputBias", detail::Range<Space>(ctx.space, 0, Index(p.bias.size())),
                          detail::OutputBiasGradient<T, Space>{dy, batch.mask, gradients.bias});
   }
 };
@@ -214,7 +214,7 @@ struct OutputNorm {
   template <class T, class Space>
   void backward(Context<Space>& ctx, const Batch<T, Space>&, const Parameters<T, Space>& p,
                 const Saved<T, Space>& saved, const Matrix<T, Space>& dy, Parameters<T, Space>& gradients) const {
-    using Range = Kokkos::RangePolicy<Space>;
+    using Range = detail::Range<Space>;
     Kokkos::parallel_for("moe::OutputNorm::weight", Range(ctx.space, 0, Index(p.weight.size())),
                          detail::OutputNormWeightGradient<T, Space>{saved.input, dy, saved.inverse, gradients.weight});
     detail::each_row(ctx.space, "moe::OutputNorm::backward", Index(dy.extent(0)),

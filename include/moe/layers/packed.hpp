@@ -142,7 +142,7 @@ struct PackLayer<MoELayer<Policies...>, T> {
   static void convert(const Space& space, const Source& source, const Target& target) {
     using From = typename Source::non_const_value_type;
     using To = typename Target::non_const_value_type;
-    Kokkos::parallel_for("moe::pack", Kokkos::RangePolicy<Space>(space, 0, Index(source.size())),
+    Kokkos::parallel_for("moe::pack", detail::Range<Space>(space, 0, Index(source.size())),
                          ConvertElement<From, To>{source.data(), target.data()});
     space.fence("moe::pack");
   }

@@ -42,6 +42,14 @@ struct BalancedAssignment {
   template <class T, class Real, class Space>
   void select(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch,
               Assignments<Real, Space>& assignments) const;
+
+  /// Throws where a graph is captured: how long the auction takes is known only when it runs.
+  template <class Space>
+  static void check_capture(const Context<Space>& ctx) {
+    if (ctx.training)
+      detail::refuse_capture(ctx.space, "moe::BalancedAssignment's auction, which takes as long as its keys ask,",
+                             "Train this layer without a graph; with ctx.training = false it can be captured.");
+  }
 };
 
 namespace detail {
@@ -289,7 +297,7 @@ struct Auction {
 template <class Real, class T, class Space>
 void choose_largest(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch, Index k,
                     Assignments<Real, Space>& assignments) {
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   const Index tokens = keys.extent(0);
   Kokkos::parallel_for("moe::even_offsets", Range(ctx.space, 0, tokens + 1),
                        EvenOffsets<Space>{assignments.token_offsets, k});
@@ -303,8 +311,9 @@ template <class T, class Real, class Space>
 void BalancedAssignment::select(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch,
                                 Assignments<Real, Space>& assignments) const {
   const Index tokens = keys.extent(0), experts = keys.extent(1);
+  check_capture(ctx);
   if (!ctx.training || tokens == 0) return detail::choose_largest(ctx, keys, batch, 1, assignments);
-  Kokkos::parallel_for("moe::even_offsets", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens + 1),
+  Kokkos::parallel_for("moe::even_offsets", detail::Range<Space>(ctx.space, 0, tokens + 1),
                        detail::EvenOffsets<Space>{assignments.token_offsets, 1});
   const auto groups = detail::groups(scope, batch);
   const Index count = groups.count;

@@ -145,7 +145,7 @@ void ExpertChoice::select(Context<Space>& ctx, const Matrix<Real, Space>& keys, 
   auto heaps = scratch.template vector<Index>(groups.count * experts * heap_size);
   auto taken = scratch.template matrix<std::uint8_t>(tokens, experts);
   detail::fill(ctx.space, taken, std::uint8_t(0));
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   Kokkos::parallel_for("moe::ExpertChoice::take", Range(ctx.space, 0, tokens == 0 ? 0 : groups.count * experts),
                        detail::ExpertTakes<Real, Space>{*this, groups, keys, batch.mask, heaps, heap_size, taken});
   detail::fill(ctx.space, assignments.token_offsets, Index(0));

@@ -100,7 +100,7 @@ struct BiasedLogits {
   void forward(Context<Space>& ctx, const Matrix<const Real, Space>& x, const Parameters<Real, Space>& p,
                const Matrix<Real, Space>& logits) const {
     kernels::dense_forward<Real, Space>(ctx.space, x, Matrix<const Real, Space>(p.weight), logits);
-    Kokkos::parallel_for("moe::BiasedLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(logits.extent(0))),
+    Kokkos::parallel_for("moe::BiasedLogits", detail::Range<Space>(ctx.space, 0, Index(logits.extent(0))),
                          detail::AddVector<Real, Space>{p.bias, logits});
   }
 
@@ -110,7 +110,7 @@ struct BiasedLogits {
                 Parameters<Real, Space>& gradients) const {
     kernels::dense_backward_rows<Real, Space>(ctx.space, dlogits, Matrix<const Real, Space>(p.weight), dx, false);
     kernels::dense_backward_weight<Real, Space>(ctx.space, dlogits, x, gradients.weight);
-    Kokkos::parallel_for("moe::BiasedLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(p.bias.size())),
+    Kokkos::parallel_for("moe::BiasedLogits", detail::Range<Space>(ctx.space, 0, Index(p.bias.size())),
                          detail::SumRows<Real, Real, Space>{dlogits, gradients.bias});
   }
 };

@@ -83,7 +83,7 @@ struct MLPLogits {
   using Activate = detail::ActivateLogits<Activation, Real, Space>;
   template <class Real, class Space>
   static void run(Context<Space>& ctx, const Matrix<Real, Space>& rows, const Activate<Real, Space>& functor) {
-    Kokkos::parallel_for("moe::MLPLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(rows.extent(0))), functor);
+    Kokkos::parallel_for("moe::MLPLogits", detail::Range<Space>(ctx.space, 0, Index(rows.extent(0))), functor);
   }
 };
 

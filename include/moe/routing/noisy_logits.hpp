@@ -90,7 +90,7 @@ void NoisyLogits::forward(Context<Space>& ctx, const Batch<T, Space>& batch, con
   kernels::dense_forward<Real, Space>(ctx.space, x, Matrix<const Real, Space>(p.weight), routing.clean_logits);
   kernels::dense_forward<Real, Space>(ctx.space, x, Matrix<const Real, Space>(p.noise_weight), routing.deviation);
   Kokkos::parallel_for(
-      "moe::NoisyLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens),
+      "moe::NoisyLogits", detail::Range<Space>(ctx.space, 0, tokens),
       detail::AddNoiseRow<Real, Space>{routing.clean_logits, routing.deviation, routing.logits, draws, minimum});
 }
 
@@ -104,7 +104,7 @@ void NoisyLogits::backward(Context<Space>& ctx, const Batch<T, Space>& batch, co
   const Index tokens = batch.tokens(), experts = p.weight.extent(0);
   auto to_clean = scratch.template matrix<Real>(tokens, experts),
        to_raw = scratch.template matrix<Real>(tokens, experts);
-  Kokkos::parallel_for("moe::NoisyLogits::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, tokens),
+  Kokkos::parallel_for("moe::NoisyLogits::backward", detail::Range<Space>(ctx.space, 0, tokens),
                        detail::NoiseGradientRow<Real, Space>{of.dlogits, of.dclean, of.ddeviation, routing.deviation,
                                                              to_clean, to_raw, draws, minimum});
   kernels::dense_backward_rows<Real, Space>(ctx.space, M(to_clean), M(p.weight), dx, false);

@@ -260,7 +260,7 @@ class Router {
   void update_balance(Context<Space>& ctx, Buffers<Real, Space>& buffers, const Vector<const Index, Space>& counts,
                       const Vector<const Index, Space>& tokens) const {
     if constexpr (has_balancer) {
-      Kokkos::parallel_for("moe::Router::update_balance", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+      Kokkos::parallel_for("moe::Router::update_balance", detail::Range<Space>(ctx.space, 0, 1),
                            detail::BalanceStep<Real, Space, Balancer>{buffers.balance_bias, counts, tokens, balancer(),
                                                                       detail::shared_experts<Selection>()});
     }

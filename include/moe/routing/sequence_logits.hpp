@@ -72,7 +72,7 @@ template <class T, class Real, class Space, class P>
 void SequenceMeanLogits<Inner>::forward(Context<Space>& ctx, const Batch<T, Space>& batch,
                                         const detail::RowDraws<Space>&, const Matrix<const Real, Space>& x, const P& p,
                                         Routing<Real, Space>& routing) const {
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   if (batch.tokens() == 0) return;
   const auto sequences = detail::groups(Scope::sequence(), batch);
   typename Context<Space>::Scratch scratch(ctx);
@@ -91,7 +91,7 @@ void SequenceMeanLogits<Inner>::backward(Context<Space>& ctx, const Batch<T, Spa
                                          const detail::RowDraws<Space>&, const Routing<Real, Space>&,
                                          const RoutingGradients<Real, Space>& of, const Matrix<const Real, Space>& x,
                                          const P& p, const Matrix<Real, Space>& dx, P& gradients) const {
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   using M = Matrix<const Real, Space>;
   if (batch.tokens() == 0) return;
   const auto sequences = detail::groups(Scope::sequence(), batch);

@@ -24,14 +24,14 @@ struct GivenLogits {
   template <class Real, class Space>
   void forward(Context<Space>& ctx, const Matrix<const Real, Space>& x, const NoParameters&,
                const Matrix<Real, Space>& logits) const {
-    Kokkos::parallel_for("moe::GivenLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(x.extent(0))),
+    Kokkos::parallel_for("moe::GivenLogits", detail::Range<Space>(ctx.space, 0, Index(x.extent(0))),
                          detail::CopyRow<Real, Space>{x, logits});
   }
 
   template <class Real, class Space>
   void backward(Context<Space>& ctx, const Matrix<const Real, Space>& dlogits, const Matrix<const Real, Space>&,
                 const NoParameters&, const Matrix<Real, Space>& dx, NoParameters&) const {
-    Kokkos::parallel_for("moe::GivenLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(dx.extent(0))),
+    Kokkos::parallel_for("moe::GivenLogits", detail::Range<Space>(ctx.space, 0, Index(dx.extent(0))),
                          detail::CopyRow<Real, Space>{dlogits, dx});
   }
 };

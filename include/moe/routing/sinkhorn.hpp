@@ -41,6 +41,14 @@ struct Sinkhorn {
   void select(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch,
               Assignments<Real, Space>& assignments) const;
 
+  /// Throws where a graph is captured that cannot hold it.
+  template <class Space>
+  static void check_capture(const Context<Space>& ctx) {
+    if (!detail::device_path<Space> && ctx.training)
+      detail::refuse_capture(ctx.space, "On hosts moe::Sinkhorn, which tests for convergence,",
+                             "Capture on a device, where it runs max_iterations, or with ctx.training = false.");
+  }
+
   /// Turns keys (T, E) into the plan's logarithm, in place: -infinity for padding and where a key was.
   template <class T, class Real, class Space>
   void log_plan(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch) const;
@@ -154,13 +162,13 @@ void Sinkhorn<fixed_k>::log_plan(Context<Space>& ctx, const Matrix<Real, Space>&
                                          scratch.template matrix<double>(2, groups.count * experts)};
   detail::fill(ctx.space, plan.column, Real(0));
   detail::fill(ctx.space, plan.error, std::numeric_limits<double>::infinity());
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   for (int i = 0; i < max_iterations; ++i) {
     Kokkos::parallel_for("moe::Sinkhorn::rows", Range(ctx.space, 0, tokens), detail::SinkhornRow<Real, Space>{plan});
     Kokkos::parallel_for("moe::Sinkhorn::columns", Range(ctx.space, 0, groups.count * experts),
                          detail::SinkhornColumn<Real, Space>{plan});
     plan.now = 1 - plan.now;
-    if constexpr (on_host<Space>) {
+    if constexpr (!detail::device_path<Space>) {
       ctx.space.fence("moe::Sinkhorn");
       bool settled = true;
       for (Index g = 0; g < groups.count; ++g) settled = settled && plan.settled(g);
@@ -175,6 +183,7 @@ template <int fixed_k>
 template <class T, class Real, class Space>
 void Sinkhorn<fixed_k>::select(Context<Space>& ctx, const Matrix<Real, Space>& keys, const Batch<T, Space>& batch,
                                Assignments<Real, Space>& assignments) const {
+  check_capture(ctx);
   if (ctx.training) log_plan(ctx, keys, batch);
   detail::choose_largest(ctx, keys, batch, k, assignments);
 }

@@ -188,7 +188,7 @@ void HierarchicalLogits::forward(Context<Space>& ctx, const Matrix<const Real, S
   auto top = scratch.template matrix<Real>(x.extent(0), p.top.extent(0));
   kernels::dense_forward<Real, Space>(ctx.space, x, M(p.top), top);
   kernels::dense_forward<Real, Space>(ctx.space, x, M(p.weight), logits);
-  Kokkos::parallel_for("moe::HierarchicalLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(x.extent(0))),
+  Kokkos::parallel_for("moe::HierarchicalLogits", detail::Range<Space>(ctx.space, 0, Index(x.extent(0))),
                        detail::JoinLevels<Real, Space>{top, logits});
 }
 
@@ -197,7 +197,7 @@ void HierarchicalLogits::backward(Context<Space>& ctx, const Matrix<const Real, 
                                   const Matrix<const Real, Space>& x, const Parameters<Real, Space>& p,
                                   const Matrix<Real, Space>& dx, Parameters<Real, Space>& gradients) const {
   using M = Matrix<const Real, Space>;
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   typename Context<Space>::Scratch scratch(ctx);
   const Index tokens = x.extent(0), experts = p.weight.extent(0), g = p.top.extent(0);
   auto top = scratch.template matrix<Real>(tokens, g), dtop = scratch.template matrix<Real>(tokens, g);
@@ -219,7 +219,7 @@ void ProductKeyLogits::forward(Context<Space>& ctx, const Matrix<const Real, Spa
                                const Parameters<Real, Space>& p, const Matrix<Real, Space>& logits) const {
   typename Context<Space>::Scratch scratch(ctx);
   auto parts = scratch.template matrix<Real>(x.extent(0), p.keys.extent(0));
-  Kokkos::parallel_for("moe::ProductKeyLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(x.extent(0))),
+  Kokkos::parallel_for("moe::ProductKeyLogits", detail::Range<Space>(ctx.space, 0, Index(x.extent(0))),
                        detail::ProductKeys<Real, Space>{x, p.keys, parts, logits});
 }
 
@@ -227,7 +227,7 @@ template <class Real, class Space>
 void ProductKeyLogits::backward(Context<Space>& ctx, const Matrix<const Real, Space>& dlogits,
                                 const Matrix<const Real, Space>& x, const Parameters<Real, Space>& p,
                                 const Matrix<Real, Space>& dx, Parameters<Real, Space>& gradients) const {
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   typename Context<Space>::Scratch scratch(ctx);
   auto dparts = scratch.template matrix<Real>(x.extent(0), p.keys.extent(0));
   Kokkos::parallel_for("moe::ProductKeyLogits::rows", Range(ctx.space, 0, Index(x.extent(0))),

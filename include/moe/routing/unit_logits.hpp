@@ -111,7 +111,7 @@ struct CosineLogits {
   }
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, Index rows, const Functor& functor) {
-    Kokkos::parallel_for("moe::CosineLogits", Kokkos::RangePolicy<Space>(ctx.space, 0, rows), functor);
+    Kokkos::parallel_for("moe::CosineLogits", detail::Range<Space>(ctx.space, 0, rows), functor);
   }
 };
 
@@ -252,7 +252,7 @@ struct NormalizedInput {
   }
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, Index rows, const Functor& functor) {
-    Kokkos::parallel_for("moe::NormalizedInput", Kokkos::RangePolicy<Space>(ctx.space, 0, rows), functor);
+    Kokkos::parallel_for("moe::NormalizedInput", detail::Range<Space>(ctx.space, 0, rows), functor);
   }
 };
 

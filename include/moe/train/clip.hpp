@@ -70,6 +70,8 @@ void zero(Context<Space>& ctx, Gradients& gradients) {
 /// The global norm of gradients: infinity or NaN where they are not finite. Waits for the device.
 template <class Space, class Gradients>
 double gradient_norm(Context<Space>& ctx, Gradients& gradients) {
+  detail::refuse_capture(ctx.space, "moe::gradient_norm, which returns a number to the host,",
+                         "Measure and clip between the graph of forward and backward and the optimiser's step.");
   typename Context<Space>::Scratch scratch(ctx);
   auto total = scratch.template vector<double>(1);
   detail::fill(ctx.space, total, 0.0);
@@ -78,9 +80,9 @@ double gradient_norm(Context<Space>& ctx, Gradients& gradients) {
     typename Context<Space>::Scratch inner(ctx);
     const Index size = view.size(), chunks = (size + detail::norm_chunk - 1) / detail::norm_chunk;
     auto parts = inner.template vector<double>(chunks);
-    Kokkos::parallel_for("moe::clip::square", Kokkos::RangePolicy<Space>(ctx.space, 0, chunks),
+    Kokkos::parallel_for("moe::clip::square", detail::Range<Space>(ctx.space, 0, chunks),
                          detail::SquareChunk<T>{view.data(), size, parts.data()});
-    Kokkos::parallel_for("moe::clip::add", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+    Kokkos::parallel_for("moe::clip::add", detail::Range<Space>(ctx.space, 0, 1),
                          detail::AddParts{parts.data(), chunks, total.data()});
   };
   Gradients::visit(square, gradients);
@@ -107,7 +109,7 @@ double clip_gradient_norm(Context<Space>& ctx, Gradients& gradients, double max_
   if (factor == 1) return norm;
   auto scale = [&](std::string_view, auto& view) {
     using T = typename std::decay_t<decltype(view)>::value_type;
-    Kokkos::parallel_for("moe::clip::scale", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(view.size())),
+    Kokkos::parallel_for("moe::clip::scale", detail::Range<Space>(ctx.space, 0, Index(view.size())),
                          detail::ScaleElement<T>{view.data(), factor});
   };
   Gradients::visit(scale, gradients);

@@ -66,7 +66,7 @@ void each_step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients
     using T = typename std::decay_t<decltype(value)>::value_type;
     const StepArrays<T> arrays{value.data(), gradient.data(), masters.data(number, value)};
     if (is_narrow<T> && first_step) {
-      Kokkos::parallel_for("moe::masters", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(value.size())),
+      Kokkos::parallel_for("moe::masters", detail::Range<Space>(ctx.space, 0, Index(value.size())),
                            StartMaster<T>{value.data(), arrays.master});
     }
     f(number++, value, arrays);
@@ -99,6 +99,8 @@ class AdamW {
   template <class Space, class Gradients>
   void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate,
             double gradient_scale = 1) {
+    detail::refuse_capture(ctx.space, "moe::AdamW's step, whose bias correction changes with each step on the host,",
+                           "Call it after the graph's launch: it launches on the same stream, and waits for nothing.");
     const AdamWOptions& o = options_;
     const bool first_step = step_count++ == 0;
     const double rate = learning_rate / (1 - std::pow(o.beta1, double(step_count))),
@@ -145,10 +147,13 @@ class SGD {
 
   Index step_count = 0;  ///< steps done
 
-  /// One step on gradients times gradient_scale; gradients stay as they are.
+  /// One step on gradients times gradient_scale; gradients stay as they are. In a graph it keeps the learning rate.
   template <class Space, class Gradients>
   void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate,
             double gradient_scale = 1) {
+    if (step_count == 0)
+      detail::refuse_capture(ctx.space, "moe::SGD's first step, which starts masters and momentum,",
+                             "Take one step before capturing.");
     const SGDOptions& o = options_;
     const bool first_step = step_count++ == 0;
     auto update = [&](std::size_t number, const auto& value, const auto& arrays) {

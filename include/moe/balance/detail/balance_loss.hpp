@@ -156,10 +156,10 @@ struct BalanceLossPolicy {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
     auto product = scratch.template matrix<double>(terms.groups.count, routing.logits.extent(1));
-    Kokkos::parallel_for("moe::balance_loss::product", Kokkos::RangePolicy<Space>(ctx.space, 0, Index(product.size())),
+    Kokkos::parallel_for("moe::balance_loss::product", detail::Range<Space>(ctx.space, 0, Index(product.size())),
                          GroupProduct<Real, Space>{terms.groups, terms.probability, terms.counts, product, terms.tokens,
                                                    terms.divisors});
-    Kokkos::parallel_for("moe::balance_loss::sum", Kokkos::RangePolicy<Space>(ctx.space, 0, 1),
+    Kokkos::parallel_for("moe::balance_loss::sum", detail::Range<Space>(ctx.space, 0, 1),
                          SumProducts<Space>{product, terms.rule.factor, slot});
   }
 
@@ -170,7 +170,7 @@ struct BalanceLossPolicy {
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
     auto work = scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1));
     Kokkos::parallel_for(
-        "moe::balance_loss::backward", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+        "moe::balance_loss::backward", detail::Range<Space>(ctx.space, 0, batch.tokens()),
         BalanceGradientRow<Real, Space>{terms.groups, terms.counts, terms.tokens, terms.divisors, terms.probability,
                                         routing.scores, work, batch.mask, terms.rule.probability,
                                         scale * terms.rule.factor, to.dscores, to.dlogits});
@@ -210,9 +210,9 @@ struct BalanceLossPolicy {
         return;
       }
       Kokkos::parallel_for(
-          "moe::balance_loss::probability", Kokkos::RangePolicy<Space>(ctx.space, 0, batch.tokens()),
+          "moe::balance_loss::probability", detail::Range<Space>(ctx.space, 0, batch.tokens()),
           ProbabilityRow<Real, Space>{routing.logits, routing.scores, probability, batch.mask, rule.probability});
-      Kokkos::parallel_for("moe::balance_loss::count", Kokkos::RangePolicy<Space>(ctx.space, 0, groups.count),
+      Kokkos::parallel_for("moe::balance_loss::count", detail::Range<Space>(ctx.space, 0, groups.count),
                            CountGroup<Real, Space>{groups, routing.assignments, batch.mask, rule.count, rule.by_choices,
                                                    counts, tokens, divisors});
     }

@@ -150,7 +150,7 @@ template <class T, class Real, class Space, class Mode>
 void keep(Context<Space>& ctx, const CapacityPolicy<Mode>& capacity, const Assignments<Real, Space>& assignments,
           const Batch<T, Space>& batch, Index experts, double k, std::uint32_t layer,
           const Vector<std::uint8_t, Space>& kept) {
-  using Range = Kokkos::RangePolicy<Space>;
+  using Range = detail::Range<Space>;
   const auto groups = detail::groups(capacity.scope, batch);
   typename Context<Space>::Scratch scratch(ctx);
   Vector<std::uint8_t, Space> exempt;

@@ -33,6 +33,18 @@ void MoELayer<Policies...>::check(const Batch<Scalar, Space>& batch) const {
 }
 
 template <class... Policies>
+void MoELayer<Policies...>::check_capture(const Context<Space>& ctx, const Batch<Scalar, Space>& batch,
+                                          const Tape& tape) const {
+  const bool seen = tape.owner == id_ && tape.batch.tokens() == batch.tokens() &&
+                    tape.batch.sequence_offsets.extent(0) == batch.sequence_offsets.extent(0);
+  detail::require<Error>(seen,
+                         "moe::MoELayer::forward cannot be captured in a graph yet: its tape holds no pass of this "
+                         "layer on ",
+                         batch.tokens(), " tokens, so it has to allocate. Run the same calls once before capturing.");
+  if constexpr (requires { Router::Selection::check_capture(ctx); }) Router::Selection::check_capture(ctx);
+}
+
+template <class... Policies>
 auto MoELayer<Policies...>::map_input(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const
     -> Batch<Scalar, Space> {
   Batch<Scalar, Space> mapped = batch;
@@ -61,6 +73,7 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
     -> Matrix<Scalar, Space> {
   using Stage = Kokkos::Profiling::ScopedRegion;
   tape.owner = id_;
+  tape.space = ctx.space;
   tape.batch = batch;
   const auto& assignments = tape.routing.assignments;
   const Index width = inner_width();
@@ -85,7 +98,7 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
     if constexpr (weight_on_input) {
       typename Context<Space>::Scratch scratch(ctx);
       auto row_weight = scratch.template vector<Real>(tape.plan.rows);
-      Kokkos::parallel_for("moe::row_weight", Kokkos::RangePolicy<Space>(ctx.space, 0, tape.plan.rows),
+      Kokkos::parallel_for("moe::row_weight", detail::Range<Space>(ctx.space, 0, tape.plan.rows),
                            detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
       detail::each_wide_row(ctx.space, "moe::weight_on_input", tape.plan.rows, width,
                             detail::ScaleRow<Scalar, Real, Space>{tape.plan, row_weight, tape.rows});
@@ -121,7 +134,7 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
   detail::each_loss(Losses{}, policies_, [&](const auto& loss, Index number) {
     loss.value(ctx, batch, tape.routing, Vector<double, Space>(tape.losses.data() + number, 1));
   });
-  if constexpr (on_host<Space>) ctx.check();
+  if constexpr (!detail::device_path<Space>) ctx.check();
   return tape.y;
 }
 
@@ -139,7 +152,10 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
   detail::require<ShapeError>(Index(dy_given.extent(0)) == tokens && Index(dy_given.extent(1)) == config_.hidden,
                               "moe::MoELayer::backward: dy has shape (", dy_given.extent(0), ", ", dy_given.extent(1),
                               "), expected (", tokens, ", ", config_.hidden, ").");
-  using Range = Kokkos::RangePolicy<Space>;
+  detail::require<Error>(Index(tape.dx.extent(0)) == tokens || !capturing(ctx.space),
+                         "moe::MoELayer::backward cannot be captured in a graph yet: this tape holds no backward of ",
+                         tokens, " tokens, so it has to allocate. Run the same calls once before capturing.");
+  using Range = detail::Range<Space>;
   using Stage = Kokkos::Profiling::ScopedRegion;
   using M = Matrix<const Scalar, Space>;
   typename Context<Space>::Scratch scratch(ctx);

@@ -32,8 +32,8 @@ struct StepChunk {
 
 template <class Space, class Rule>
 void run_step(Context<Space>& ctx, const char* name, Index size, const Rule& rule) {
-  using Chunk = StepChunk<Rule, on_host<Space>>;
-  Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(ctx.space, 0, (size + Chunk::chunk - 1) / Chunk::chunk),
+  using Chunk = StepChunk<Rule, !device_path<Space>>;
+  Kokkos::parallel_for(name, detail::Range<Space>(ctx.space, 0, (size + Chunk::chunk - 1) / Chunk::chunk),
                        Chunk{rule, size});
 }
 

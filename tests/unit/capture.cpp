@@ -1,0 +1,108 @@
+// What a graph cannot hold is refused before anything is launched. On hosts every stream is made to say it is captured.
+#include "moe_test/step.hpp"
+
+namespace capture_test {
+
+using namespace moe_test;
+using Catch::Matchers::Contains;
+using Space = Kokkos::DefaultHostExecutionSpace;
+using Mixtral = moe::MixtralLayer<moe::On<Space>, moe::SwitchBalanceLoss>;
+
+constexpr Index tokens = 40;
+
+int launches = 0;
+
+/// While it lives, streams are captured and launches are counted.
+struct Capture {
+  Capture() {
+    launches = 0;
+    const auto count = [](const char*, std::uint32_t, std::uint64_t*) { ++launches; };
+    Kokkos::Tools::Experimental::set_begin_parallel_for_callback(count);
+    Kokkos::Tools::Experimental::set_begin_parallel_scan_callback(count);
+    moe::detail::pretend_capture = true;
+  }
+  ~Capture() {
+    moe::detail::pretend_capture = false;
+    Kokkos::Tools::Experimental::set_begin_parallel_for_callback(nullptr);
+    Kokkos::Tools::Experimental::set_begin_parallel_scan_callback(nullptr);
+  }
+};
+
+/// Expects f to be refused by a sentence with these words, with nothing launched.
+template <class F>
+void refused(const F& f, const std::string& words) {
+  const Capture capture;
+  CHECK_THROWS_WITH(f(), Contains("captured in a graph") && Contains(words));
+  CHECK(launches == 0);
+}
+
+TEST_CASE("Nothing is captured by itself") {
+  CHECK(!moe::capturing(Space{}));
+}
+
+TEST_CASE("What allocates is refused") {
+  Step<Mixtral> step(Mixtral(step_config, moe::Seed{1}), tokens, Space{});
+  refused([&] { step.layer.forward(step.ctx, step.x, step.tape); }, "on 40 tokens, so it has to allocate");
+  step.layer.forward(step.ctx, step.x, step.tape);
+  refused([&] { step.layer.backward(step.ctx, step.dy, step.tape, step.gradients); }, "moe::MoELayer::backward");
+  refused([&] { step.statistics.add(step.tape); }, "Add once before capturing");
+  const auto fewer = random<moe::Matrix<float, Space>>(1, tokens / 2, step_config.hidden);
+  refused([&] { step.layer.forward(step.ctx, fewer, step.tape); }, "on 20 tokens, so it has to allocate");
+  moe::Context<Space> other;
+  refused([&] { moe::Context<Space>::Scratch(other).vector<float>(10); }, "workspace that has to grow");
+}
+
+TEST_CASE("What returns a number is refused") {
+  Step<Mixtral> step(Mixtral(step_config, moe::Seed{1}), tokens, Space{});
+  step.train();
+  auto& gradients = static_cast<Mixtral::Parameters&>(step.gradients);
+  refused([&] { step.tape.loss(); }, "Reading a tape's loss");
+  refused([&] { step.ctx.check(); }, "moe::Context::check");
+  refused([&] { moe::gradient_norm(step.ctx, gradients); }, "moe::gradient_norm");
+  refused([&] { moe::clip_gradient_norm(step.ctx, gradients, 1.0); }, "moe::gradient_norm");
+  refused([&] { moe::load_report(step.tape); }, "moe::load_report");
+  refused([&] { step.layer.update_balance(step.statistics); }, "update_balance(ctx, statistics)");
+}
+
+TEST_CASE("Optimisers are refused where a number changes on the host") {
+  Step<Mixtral, moe::AdamW> adam(Mixtral(step_config, moe::Seed{1}), tokens, Space{});
+  adam.train();
+  refused([&] { adam.optimizer.step(adam.ctx, adam.layer.parameters, adam.gradients, 1e-2); }, "moe::AdamW");
+  CHECK(adam.optimizer.step_count == 1);
+  Step<Mixtral> sgd(Mixtral(step_config, moe::Seed{1}), tokens, Space{});
+  refused([&] { sgd.optimizer.step(sgd.ctx, sgd.layer.parameters, sgd.gradients, 1e-2); }, "first step");
+  sgd.train();
+  const Capture capture;
+  sgd.optimizer.step(sgd.ctx, sgd.layer.parameters, sgd.gradients, 1e-2);
+  CHECK(sgd.optimizer.step_count == 2);
+}
+
+template <class Selection>
+using Choosing = moe::MoELayer<moe::On<Space>, moe::Router<moe::Softmax, Selection>, moe::ExpertFFN<moe::ReLU>>;
+
+TEST_CASE("Selections that need the host are refused while training") {
+  using Base = Choosing<moe::BalancedAssignment>;
+  Step<Base> base(Base(step_config, moe::Seed{1}), tokens, Space{});
+  base.train();
+  refused([&] { base.layer.forward(base.ctx, base.x, base.tape); }, "moe::BalancedAssignment");
+  using Sinkhorn = Choosing<moe::Sinkhorn<1>>;
+  Step<Sinkhorn> sinkhorn(Sinkhorn(step_config, moe::Seed{1}), tokens, Space{});
+  sinkhorn.train();
+  if (!moe::detail::device_path<Space>)
+    refused([&] { sinkhorn.layer.forward(sinkhorn.ctx, sinkhorn.x, sinkhorn.tape); }, "moe::Sinkhorn");
+}
+
+// Hosts look at their flag after each forward, which is refused; devices get through a whole step.
+TEST_CASE("A second step is not refused on devices") {
+  if (!moe::detail::device_path<Space>) return;
+  each_kind_of_layer<Space>([&](const auto& make) {
+    Step<decltype(make())> step(make(), tokens, Space{});
+    step.forward();
+    step.train();
+    const Capture capture;
+    CHECK_NOTHROW(step.forward());
+    CHECK_NOTHROW(step.train());
+  });
+}
+
+}  // namespace capture_test

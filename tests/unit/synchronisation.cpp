@@ -1,0 +1,152 @@
+// A step waits for nothing and launches on its own stream alone; on CUDA it can be captured into a graph.
+#include <string>
+
+#include "moe_test/step.hpp"
+
+namespace synchronisation_test {
+
+using namespace moe_test;
+using Space = Kokkos::DefaultExecutionSpace;
+
+constexpr bool quiet = moe::detail::device_path<Space>;  // hosts check their flag by themselves
+
+/// Notes what waits, what is copied between memories or to a number, and what runs elsewhere than on `stream`.
+struct Watch {
+  inline static std::vector<std::string> fences, copies, elsewhere;
+  inline static std::uint32_t stream = 0;
+
+  explicit Watch(const Space& space) {
+    fences.clear();
+    copies.clear();
+    elsewhere.clear();
+    stream = Kokkos::Tools::Experimental::device_id(space);
+    namespace Tools = Kokkos::Tools::Experimental;
+    Tools::set_begin_fence_callback([](const char* name, std::uint32_t, std::uint64_t*) {
+      if (std::string_view(name).substr(0, 13) != "Kokkos::Tools") fences.emplace_back(name);  // it waits to tell us
+    });
+    Tools::set_begin_deep_copy_callback([](Kokkos_Profiling_SpaceHandle to_memory, const char* to, const void*,
+                                           Kokkos_Profiling_SpaceHandle from_memory, const char* from, const void*,
+                                           std::uint64_t) {
+      const std::string_view source = from, target = to;
+      const bool fill = source == "(none)" || source == "Scalar";
+      const bool near = target != "(none)" && std::string_view(to_memory.name) == from_memory.name;
+      if (!fill && !near) copies.emplace_back(std::string(to) + " from " + from);
+    });
+    const auto launch = [](const char* name, std::uint32_t device, std::uint64_t*) {
+      if (device != stream) elsewhere.emplace_back(name);
+    };
+    Tools::set_begin_parallel_for_callback(launch);
+    Tools::set_begin_parallel_scan_callback(launch);
+    Tools::set_begin_parallel_reduce_callback(launch);
+  }
+  ~Watch() {
+    namespace Tools = Kokkos::Tools::Experimental;
+    Tools::set_begin_fence_callback(nullptr);
+    Tools::set_begin_deep_copy_callback(nullptr);
+    Tools::set_begin_parallel_for_callback(nullptr);
+    Tools::set_begin_parallel_scan_callback(nullptr);
+    Tools::set_begin_parallel_reduce_callback(nullptr);
+  }
+};
+
+/// Calls f, and expects what a step may do: on hosts one look at the flag for each forward, on devices nothing.
+template <class F>
+void expect_no_wait(const Space& space, const F& f) {
+  std::vector<std::string> fences, copies, elsewhere;
+  {
+    const Watch watch(space);
+    f();
+    fences = Watch::fences, copies = Watch::copies, elsewhere = Watch::elsewhere;
+  }
+  const std::size_t checks = quiet ? 0 : 1;
+  CHECK(fences == std::vector<std::string>(checks, "moe::Context::check"));
+  CHECK(copies == std::vector<std::string>(checks, "(none) from moe::flag"));
+  CHECK(elsewhere == std::vector<std::string>{});
+}
+
+TEST_CASE("A second step waits for nothing and stays on its stream") {
+  const Space space = other_instance<Space>();
+  each_kind_of_layer<Space>([&](const auto& make) {
+    Step<decltype(make()), moe::AdamW> step(make(), 50, space);
+    step.forward();
+    step.train();
+    expect_no_wait(space, [&] { step.forward(); });
+    expect_no_wait(space, [&] { step.train(); });
+  });
+}
+
+TEST_CASE("The watch sees what waits, copies and runs elsewhere") {
+  const Space space = other_instance<Space>();
+  moe::MixtralLayer<moe::On<Space>, moe::SwitchBalanceLoss> layer(step_config, moe::Seed{1});
+  Step<decltype(layer)> step(std::move(layer), 50, space);
+  step.train();
+  const Watch watch(space);
+  CHECK(step.tape.loss() > 0);
+  CHECK(Watch::fences == std::vector<std::string>{"moe::MoELayer::Tape::loss_values"});
+  CHECK(Watch::copies.size() == (moe::on_host<Space> ? 0 : 1));  // a host's arrays are all in one memory
+  if (Watch::stream == Kokkos::Tools::Experimental::device_id(Space{})) return;  // hosts number no instances
+  const moe::Vector<float, Space> other("other", 4000);
+  moe::fill_normal(Space{}, other, moe::Seed{1});
+  CHECK(std::count(Watch::elsewhere.begin(), Watch::elsewhere.end(), "moe::fill_normal") == 1);
+}
+
+// Statistics and losses follow the stream of the forward pass.
+TEST_CASE("Statistics are added on the stream of the forward pass") {
+  const Space space = other_instance<Space>();
+  moe::DeepSeekV3Layer<moe::On<Space>> layer(step_config, moe::Seed{1});
+  Step<decltype(layer)> step(std::move(layer), 50, space);
+  step.train();
+  CHECK(step.statistics.space() == space);
+  const auto counts = host(step.statistics.counts());
+  Index sum = 0;
+  for (std::size_t e = 0; e < counts.size(); ++e) sum += counts(e);
+  CHECK(sum == 50 * 8);
+}
+
+#if defined(KOKKOS_ENABLE_CUDA)
+
+/// Records what f launches on a stream, and runs it as often as asked.
+template <class F>
+void replay(const Space& space, int times, const F& f) {
+  const cudaStream_t stream = space.cuda_stream();
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t program = nullptr;
+  REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+  CHECK(moe::capturing(space));
+  f();
+  REQUIRE(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+  CHECK(!moe::capturing(space));
+  REQUIRE(cudaGraphInstantiate(&program, graph, 0) == cudaSuccess);
+  for (int i = 0; i < times; ++i) CHECK(cudaGraphLaunch(program, stream) == cudaSuccess);
+  CHECK(cudaStreamSynchronize(stream) == cudaSuccess);
+  CHECK(cudaGraphExecDestroy(program) == cudaSuccess);
+  CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+}
+
+TEST_CASE("A captured step, launched twice, is two steps") {
+  each_kind_of_layer<Space>([&](const auto& make) {
+    const Space space = other_instance<Space>();
+    const auto steps = [&](bool captured) {
+      Step<decltype(make())> step(make(), 50, space);
+      step.forward();
+      step.train();
+      const auto both = [&] {
+        step.forward();
+        step.train();
+      };
+      if (captured) {
+        replay(space, 2, both);
+      } else {
+        both();
+        both();
+        space.fence();
+      }
+      return step.everything();
+    };
+    CHECK(steps(true) == steps(false));
+  });
+}
+
+#endif
+
+}  // namespace synchronisation_test
