@@ -58,6 +58,7 @@
 #include "moe/balance/losses.hpp"
 
 // All of it as one object, and published compositions
+#include "moe/layers/checkpointing.hpp"
 #include "moe/layers/moe_layer.hpp"
 #include "moe/layers/packed.hpp"
 #include "moe/models/deepseek.hpp"

@@ -38,8 +38,8 @@ std::uint64_t kept(const Layer& layer, Index tokens, bool backward) {
 
 }  // namespace
 
-// The gathered row, what experts gave and both halves before the activation for each of K choices, the output, and the
-// routing: 3 numbers an expert (logits, scores, and the loss's share) and up to 48 bytes a choice. Backward adds dx.
+// The gathered row and both halves before the activation for each of K choices, the output, and the routing: 3 numbers
+// an expert (logits, scores, and the loss's share) and up to 48 bytes a choice. Backward adds dx.
 TEMPLATE_TEST_CASE("A tape keeps so much a token", "", float, moe::bfloat16) {
   using Layer =
       moe::MoELayer<moe::MixtralRouter, moe::ExpertFFN<moe::SwiGLU>, moe::On<Space>, moe::Precision<TestType, float>>;
@@ -48,7 +48,7 @@ TEMPLATE_TEST_CASE("A tape keeps so much a token", "", float, moe::bfloat16) {
   for (const bool backward : {false, true}) {
     CAPTURE(backward);
     const double a_token = double(kept(layer, 3000, backward) - kept(layer, 1000, backward)) / 2000;
-    const double numbers = double(size) * double(k * (2 * hidden + 2 * inner) + hidden * (backward ? 2 : 1));
+    const double numbers = double(size) * double(k * (hidden + 2 * inner) + hidden * (backward ? 2 : 1));
     CHECK(a_token >= numbers);
     CHECK(a_token <= numbers + 3 * 4 * double(experts) + 48 * k + 16);
   }

@@ -22,6 +22,7 @@ struct activation {};    ///< inside an FFN
 struct input_map {};     ///< a map on the layer's input, seen by router and experts alike (jitter)
 struct latent {};        ///< projections around the experts, which then work at another width
 struct weight_place {};  ///< where a combine weight acts: on the expert's output or on its input
+struct recompute {};     ///< what backward computes again instead of keeping it
 struct branch {};        ///< beside the experts (shared experts); any number
 struct output {};        ///< on the layer's output (scale, norm, bias); any number
 struct loss {};          ///< auxiliary losses; any number

@@ -116,6 +116,22 @@ struct ExpertFFN {
     pull(ctx, dy, weight, plan, p, rows, saved, drows, dweight, gradients);
   }
 
+  /// What forward saves of R rows, in scratch memory: for layers that recompute it (ActivationCheckpointing).
+  template <class T, class Space>
+  Saved<T, Space> workspace(typename Context<Space>::Scratch& scratch, Index rows,
+                            const Parameters<T, Space>& p) const {
+    return {scratch.template matrix<T>(rows, p.up.extent(1))};
+  }
+
+  /// Fills a workspace with what forward saves, to the bit, without the experts' outputs.
+  template <class T, class Space>
+  void recompute(Context<Space>& ctx, const Matrix<T, Space>& rows, const DispatchPlan<Space>& plan,
+                 const Parameters<T, Space>& p, const Saved<T, Space>& saved) const {
+    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, Matrix<const T, Space>(rows),
+                                       Tensor3<const T, Space>(p.up), saved.up);
+    if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
+  }
+
  private:
   template <class Space, class Functor>
   static void run(Context<Space>& ctx, Index items, const Functor& functor) {

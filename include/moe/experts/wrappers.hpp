@@ -62,6 +62,12 @@ struct WithExtraExperts {
     inner.backward(ctx, dout, real_plan(plan), p, rows, saved, drows, gradients);
   }
 
+  template <class T, class Space>
+  auto workspace(typename Context<Space>::Scratch& scratch, Index rows, const Parameters<T, Space>& p) const
+      -> decltype(inner.template workspace<T, Space>(scratch, rows, p)) {
+    return inner.template workspace<T, Space>(scratch, rows, p);
+  }
+
  private:
   template <class Space>
   static DispatchPlan<Space> real_plan(DispatchPlan<Space> plan) {
@@ -177,6 +183,12 @@ struct NormalizedExperts {
     using InnerParameters = typename Inner::template Parameters<T, Space>;
     inner.backward(ctx, dout, plan, static_cast<const InnerParameters&>(p), rows, saved.inner, drows,
                    static_cast<InnerParameters&>(gradients));
+  }
+
+  template <class T, class Space>
+  auto workspace(typename Context<Space>::Scratch& scratch, Index rows, const Parameters<T, Space>& p) const
+      -> std::enable_if_t<sizeof(inner.template workspace<T, Space>(scratch, rows, p), p.down) != 0, Saved<T, Space>> {
+    return {inner.template workspace<T, Space>(scratch, rows, p), scratch.template matrix<T>(rows, p.down.extent(1))};
   }
 
  private:

@@ -7,6 +7,7 @@
 #include "moe/combine/shared_experts.hpp"
 #include "moe/core/policy.hpp"
 #include "moe/experts/ffn.hpp"
+#include "moe/layers/checkpointing.hpp"
 #include "moe/routing/router.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -40,7 +41,7 @@ namespace detail {
 template <class P>
 inline constexpr bool is_layer_policy =
     is_kind<P, kind::router, kind::experts, kind::capacity, kind::branch, kind::loss, kind::space, kind::precision,
-            kind::input_map, kind::latent, kind::weight_place, kind::output>;
+            kind::input_map, kind::latent, kind::weight_place, kind::output, kind::recompute>;
 template <class P>
 inline constexpr bool fits_experts = !is_kind<P, kind::experts> || ExpertsPolicy<P>;
 template <class P>
@@ -61,8 +62,28 @@ struct CheckLayerPolicy {
                 "and `backward(ctx, dout, plan, parameters, rows, saved, drows, gradients) const`.");
 };
 
-template <int routers, int experts, int capacities, int spaces, int precisions, int latents, int input_maps>
+/// Can a layer put what these experts save into scratch memory?
+template <class P>
+inline constexpr bool has_workspace = requires(const P p, typename Context<ProbeSpace>::Scratch& scratch,
+                                               const typename P::template Parameters<float, ProbeSpace> parameters) {
+  p.template workspace<float, ProbeSpace>(scratch, Index(), parameters);
+};
+
+/// Can backward recompute what these experts save, if it is asked to?
+template <class P, bool able>
+struct CheckCheckpointing {
+  static_assert(
+      able,
+      "moe::MoELayer: ActivationCheckpointing cannot recompute these experts, since they lack "
+      "`workspace<T, Space>(scratch, rows, parameters) const`, which gives a Saved whose arrays lie in scratch "
+      "memory. Add it as ExpertFFN has it, or leave ActivationCheckpointing out.");
+};
+
+template <int routers, int experts, int capacities, int spaces, int precisions, int latents, int input_maps,
+          int checkpointings>
 struct CheckLayerCounts {
+  static_assert(checkpointings <= 1,
+                "moe::MoELayer: two ActivationCheckpointing are given; a layer has one. Keep one of them.");
   static_assert(latents <= 1, "moe::MoELayer: two latent projections are given; a layer has one. Keep one of them.");
   static_assert(input_maps <= 1, "moe::MoELayer: two input maps are given; a layer has one. Keep one of them.");
   static_assert(routers <= 1, "moe::MoELayer: two routers are given; a layer has one. Keep one of them.");

@@ -11,6 +11,7 @@
 #include "moe/combine/combine.hpp"
 #include "moe/combine/renormalize.hpp"
 #include "moe/dispatch/dispatch.hpp"
+#include "moe/layers/checkpointing.hpp"
 #include "moe/layers/concepts.hpp"
 #include "moe/layers/detail/parts.hpp"
 #include "moe/layers/input.hpp"
@@ -42,12 +43,14 @@ struct MoEConfig {
 /// sum, projection back, output policies on the routed part, branches, other output policies.
 template <class... Policies>
 class MoELayer {
-  static_assert((sizeof(detail::CheckLayerPolicy<Policies>) + ... +
-                 sizeof(detail::CheckLayerCounts<
-                        detail::count_kind<kind::router, Policies...>, detail::count_kind<kind::experts, Policies...>,
-                        detail::count_kind<kind::capacity, Policies...>, detail::count_kind<kind::space, Policies...>,
-                        detail::count_kind<kind::precision, Policies...>, detail::count_kind<kind::latent, Policies...>,
-                        detail::count_kind<kind::input_map, Policies...>>)) > 0);
+  static_assert(
+      (sizeof(detail::CheckLayerPolicy<Policies>) + ... +
+       sizeof(detail::CheckLayerCounts<
+              detail::count_kind<kind::router, Policies...>, detail::count_kind<kind::experts, Policies...>,
+              detail::count_kind<kind::capacity, Policies...>, detail::count_kind<kind::space, Policies...>,
+              detail::count_kind<kind::precision, Policies...>, detail::count_kind<kind::latent, Policies...>,
+              detail::count_kind<kind::input_map, Policies...>, detail::count_kind<kind::recompute, Policies...>>)) >
+      0);
   template <class P, class Default>
   using Valid = std::conditional_t<detail::fits_layer<P>, P, Default>;
 
@@ -71,6 +74,16 @@ class MoELayer {
   static constexpr bool combines_itself = !weight_on_input && requires {
     &Experts::template forward_combined<Scalar, Real, Space>;
   };
+
+  /// Does a gradient of the combine weights need the experts' outputs?
+  static constexpr bool needs_out = !weight_on_input && !requires {
+    &Experts::template backward_weighted<Scalar, Real, Space>;
+  };
+  using Checkpointing = typename detail::Pick<kind::recompute, detail::NoCheckpointing, Policies...>::type;
+  static constexpr bool asks_checkpointing = !std::is_same_v<Checkpointing, detail::NoCheckpointing>;
+  static constexpr bool checkpoints = asks_checkpointing && !combines_itself && detail::has_workspace<Experts>;
+  static_assert(sizeof(detail::CheckCheckpointing < Experts, checkpoints || !asks_checkpointing || combines_itself >) >
+                0);
 
   /// All trained arrays, under the names "router.*", "experts.*", "shared_experts.*". Also the type of gradients.
   struct Parameters {
@@ -111,13 +124,14 @@ class MoELayer {
     Tape& operator=(Tape&&) = default;
 
     std::uint64_t owner = 0;
-    std::optional<Space> space;  ///< the stream of its last forward
+    std::optional<Space> space;                ///< the stream of its last forward
+    Recompute recompute = Recompute::nothing;  ///< what that forward did not keep
     Batch<Scalar, Space> batch;
     moe::Routing<Real, Space> routing;
     Vector<Real, Space> weight;  ///< (A) combine weights after drops
     DispatchPlan<Space> plan;
-    Matrix<Scalar, Space> rows;  ///< (R, H) gathered tokens
-    Matrix<Scalar, Space> out;   ///< (R, H) what the experts gave
+    Matrix<Scalar, Space> rows;  ///< (R, H) gathered tokens, where they are kept
+    Matrix<Scalar, Space> out;   ///< (R, H) what the experts gave, where backward needs it
     typename Experts::template Saved<Scalar, Space> experts;
     detail::PartSaved<Branches, Scalar, Space> branches;
     detail::PartSaved<Outputs, Scalar, Space> outputs;
@@ -222,9 +236,10 @@ class MoELayer {
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
     check(batch);
     if (capturing(ctx.space)) check_capture(ctx, batch, tape);
-    const Batch<Scalar, Space> mapped = map_input(ctx, batch, tape);
+    typename Context<Space>::Scratch scratch(ctx);
+    const Batch<Scalar, Space> mapped = map_input(ctx, scratch, batch, tape);
     route(ctx, mapped, tape);
-    return run(ctx, mapped, tape);
+    return run(ctx, batch, mapped, tape);
   }
   /// With a routing made elsewhere: logits, scores and assignments are taken as they are.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch,
@@ -238,9 +253,10 @@ class MoELayer {
         detail::CheckIds<Real, Space>{routing.assignments, config_.experts, ctx.flag(),
                                       detail::device_path<Space>});  // a device cannot throw: it repairs
     if constexpr (!detail::device_path<Space>) ctx.check();
-    const Batch<Scalar, Space> mapped = map_input(ctx, batch, tape);
+    typename Context<Space>::Scratch scratch(ctx);
+    const Batch<Scalar, Space> mapped = map_input(ctx, scratch, batch, tape);
     tape.routing = routing;
-    return run(ctx, mapped, tape);
+    return run(ctx, batch, mapped, tape);
   }
 
   /// Inference: leaves no tape. y is the context's: valid until this layer's next forward with it.
@@ -330,6 +346,16 @@ class MoELayer {
     return config_.hidden;
   }
 
+  Recompute recompute_level() const {
+    if constexpr (checkpoints) return std::get<Checkpointing>(policies_).level;
+    return Recompute::nothing;
+  }
+  /// (T, L): what rows are gathered from.
+  static Matrix<const Scalar, Space> inner_of(const Batch<Scalar, Space>& batch, const Tape& tape) {
+    if constexpr (has_latent) return tape.latent.normed;
+    return batch.x;
+  }
+
   /// Where the experts' weighted sum goes.
   static Matrix<Scalar, Space> sum_of(const Tape& tape) {
     if constexpr (has_latent) return tape.latent.sum;
@@ -339,9 +365,19 @@ class MoELayer {
   void check(const Batch<Scalar, Space>& batch) const;
   /// Throws where this forward would allocate, or has a selection that needs the host: a graph cannot hold it.
   void check_capture(const Context<Space>& ctx, const Batch<Scalar, Space>& batch, const Tape& tape) const;
-  Batch<Scalar, Space> map_input(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
+  using Scratch = typename Context<Space>::Scratch;
+  Batch<Scalar, Space> map_input(Context<Space>& ctx, Scratch& scratch, const Batch<Scalar, Space>& batch,
+                                 Tape& tape) const;
+  /// The same draws as map_input's.
+  Matrix<const Scalar, Space> jitter_input(Context<Space>& ctx, const Matrix<const Scalar, Space>& x, const Tape& tape,
+                                           const Matrix<Scalar, Space>& mapped) const;
   void route(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
-  Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const;
+  /// `batch` is `given` behind the input map.
+  Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& given, const Batch<Scalar, Space>& batch,
+                            Tape& tape) const;
+  /// (R, L): what the experts work on, with weights on it where they act there.
+  void gather_rows(Context<Space>& ctx, const Batch<Scalar, Space>& batch, const Tape& tape,
+                   const Matrix<Scalar, Space>& rows) const;
   Matrix<Scalar, Space> pull(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
                              Gradients& gradients, double loss_scale) const;
 

@@ -45,19 +45,33 @@ void MoELayer<Policies...>::check_capture(const Context<Space>& ctx, const Batch
 }
 
 template <class... Policies>
-auto MoELayer<Policies...>::map_input(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const
-    -> Batch<Scalar, Space> {
+auto MoELayer<Policies...>::map_input(Context<Space>& ctx, Scratch& scratch, const Batch<Scalar, Space>& batch,
+                                      Tape& tape) const -> Batch<Scalar, Space> {
   Batch<Scalar, Space> mapped = batch;
   if constexpr (has_input_map) {
     tape.input_draws.key = {ctx.seed, ctx.step, config_.layer, Purpose::input};
     tape.input_draws.first_token = ctx.first_token;
     tape.input_draws.active = ctx.training;
     tape.input_draws.given = batch.draws;
-    detail::shape(tape.mapped, "moe::mapped", batch.tokens(), batch.hidden());
-    detail::each_wide_row(ctx.space, "moe::input_map", batch.tokens(), batch.hidden(),
-                          detail::JitterTokens<Scalar, Space>{batch.x, tape.mapped, tape.input_draws,
+    Matrix<Scalar, Space> to;
+    if (recompute_level() == Recompute::everything) {
+      to = scratch.template matrix<Scalar>(batch.tokens(), batch.hidden());
+    } else {
+      detail::shape(tape.mapped, "moe::mapped", batch.tokens(), batch.hidden());
+      to = tape.mapped;
+    }
+    mapped.x = jitter_input(ctx, batch.x, tape, to);
+  }
+  return mapped;
+}
+
+template <class... Policies>
+auto MoELayer<Policies...>::jitter_input(Context<Space>& ctx, const Matrix<const Scalar, Space>& x, const Tape& tape,
+                                         const Matrix<Scalar, Space>& mapped) const -> Matrix<const Scalar, Space> {
+  if constexpr (has_input_map) {
+    detail::each_wide_row(ctx.space, "moe::input_map", Index(x.extent(0)), Index(x.extent(1)),
+                          detail::JitterTokens<Scalar, Space>{x, mapped, tape.input_draws,
                                                               Jitter{std::get<InputMap>(policies_).epsilon}});
-    mapped.x = tape.mapped;
   }
   return mapped;
 }
@@ -69,57 +83,88 @@ void MoELayer<Policies...>::route(Context<Space>& ctx, const Batch<Scalar, Space
 }
 
 template <class... Policies>
-auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const
-    -> Matrix<Scalar, Space> {
+void MoELayer<Policies...>::gather_rows(Context<Space>& ctx, const Batch<Scalar, Space>& batch, const Tape& tape,
+                                        const Matrix<Scalar, Space>& rows) const {
+  gather(ctx, inner_of(batch, tape), tape.plan, rows);
+  if constexpr (weight_on_input) {
+    Scratch scratch(ctx);
+    auto row_weight = scratch.template vector<Real>(tape.plan.rows);
+    const detail::Range<Space> range(ctx.space, 0, tape.plan.rows);
+    Kokkos::parallel_for("moe::row_weight", range, detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
+    detail::each_wide_row(ctx.space, "moe::weight_on_input", tape.plan.rows, inner_width(),
+                          detail::ScaleRow<Scalar, Real, Space>{tape.plan, row_weight, rows});
+  }
+}
+
+template <class... Policies>
+auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>& given,
+                                const Batch<Scalar, Space>& batch, Tape& tape) const -> Matrix<Scalar, Space> {
   using Stage = Kokkos::Profiling::ScopedRegion;
+  const Recompute level = recompute_level();
   tape.owner = id_;
   tape.space = ctx.space;
-  tape.batch = batch;
+  tape.recompute = level;
+  tape.batch = level == Recompute::everything ? given : batch;
   const auto& assignments = tape.routing.assignments;
   const Index width = inner_width();
-  Matrix<const Scalar, Space> inner = batch.x;  // (T, L): what the experts see
   {
-    const Stage stage("moe::dispatch");
-    if constexpr (has_latent) {
-      latent().enter(ctx, batch.x, parameters.latent, tape.latent);
-      inner = tape.latent.normed;
+    Scratch scratch(ctx);  // what backward recomputes, or never needs
+    Matrix<Scalar, Space> rows;
+    {
+      const Stage stage("moe::dispatch");
+      if constexpr (has_latent) latent().enter(ctx, batch.x, parameters.latent, tape.latent);
+      dispatch(ctx, assignments, batch, config_.experts, capacity_, tape.plan, config_.layer);
+      if (capacity_.renormalize != Renormalize::never) {
+        detail::shape(tape.weight, "moe::weight", assignments.bound);
+        renormalize(ctx, assignments, tape.plan, capacity_.renormalize, tape.weight);
+      } else {
+        tape.weight = assignments.weight;
+      }
+      if constexpr (!combines_itself) {
+        if (level == Recompute::everything) {
+          tape.rows = {};
+          rows = scratch.template matrix<Scalar>(tape.plan.rows, width);
+        } else {
+          detail::shape(tape.rows, "moe::rows", tape.plan.rows, width);
+          rows = tape.rows;
+        }
+        gather_rows(ctx, batch, tape, rows);
+      }
     }
-    dispatch(ctx, assignments, batch, config_.experts, capacity_, tape.plan, config_.layer);
-    if (capacity_.renormalize != Renormalize::never) {
-      detail::shape(tape.weight, "moe::weight", assignments.bound);
-      renormalize(ctx, assignments, tape.plan, capacity_.renormalize, tape.weight);
-    } else {
-      tape.weight = assignments.weight;
-    }
-    if constexpr (!combines_itself) {
-      detail::shape(tape.rows, "moe::rows", tape.plan.rows, width);
-      gather(ctx, inner, tape.plan, tape.rows);  // (R, L)
-    }
-    if constexpr (weight_on_input) {
-      typename Context<Space>::Scratch scratch(ctx);
-      auto row_weight = scratch.template vector<Real>(tape.plan.rows);
-      Kokkos::parallel_for("moe::row_weight", detail::Range<Space>(ctx.space, 0, tape.plan.rows),
-                           detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
-      detail::each_wide_row(ctx.space, "moe::weight_on_input", tape.plan.rows, width,
-                            detail::ScaleRow<Scalar, Real, Space>{tape.plan, row_weight, tape.rows});
-    }
-  }
-  {
-    const Stage stage("moe::experts");
     detail::shape(tape.y, "moe::y", batch.tokens(), config_.hidden);
     if constexpr (combines_itself) {
-      experts_.forward_combined(ctx, inner, Vector<const Real, Space>(tape.weight), tape.plan, parameters.experts,
-                                sum_of(tape), tape.experts);
+      const Stage stage("moe::experts");
+      experts_.forward_combined(ctx, inner_of(batch, tape), Vector<const Real, Space>(tape.weight), tape.plan,
+                                parameters.experts, sum_of(tape), tape.experts);
     } else {
-      detail::shape(tape.out, "moe::out", tape.plan.rows, width);
-      experts_.forward(ctx, tape.rows, tape.plan, parameters.experts, tape.out, tape.experts);  // (R, L)
+      Matrix<Scalar, Space> out;  // (R, L)
+      {
+        const Stage stage("moe::experts");
+        if (needs_out && level == Recompute::nothing) {
+          detail::shape(tape.out, "moe::out", tape.plan.rows, width);
+          out = tape.out;
+        } else {
+          tape.out = {};
+          out = scratch.template matrix<Scalar>(tape.plan.rows, width);
+        }
+        auto* saved = &tape.experts;
+        typename Experts::template Saved<Scalar, Space> workspace;
+        if constexpr (checkpoints) {
+          if (level != Recompute::nothing) {
+            tape.experts = {};
+            workspace = experts_.template workspace<Scalar, Space>(scratch, tape.plan.rows, parameters.experts);
+            saved = &workspace;
+          }
+        }
+        experts_.forward(ctx, rows, tape.plan, parameters.experts, out, *saved);
+      }
+      const Stage stage("moe::combine");
+      const Vector<const Real, Space> weight = weight_on_input ? Vector<Real, Space>{} : tape.weight;
+      combine(ctx, Matrix<const Scalar, Space>(out), weight, tape.plan, sum_of(tape));
     }
   }
   {
     const Stage stage("moe::combine");
-    const Vector<const Real, Space> weight = weight_on_input ? Vector<Real, Space>{} : tape.weight;
-    if constexpr (!combines_itself)
-      combine(ctx, Matrix<const Scalar, Space>(tape.out), weight, tape.plan, sum_of(tape));
     if constexpr (has_latent) latent().leave(ctx, parameters.latent, tape.latent, tape.y);
     detail::forward_outputs<true>(Outputs{}, policies_, ctx, batch, parameters.outputs, tape.y, tape.outputs);
   }
@@ -147,8 +192,7 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
   detail::require<Error>(gradients.owner == id_,
                          "moe::MoELayer::backward: these gradients belong to "
                          "another layer. Make them with gradients().");
-  const Batch<Scalar, Space>& batch = tape.batch;
-  const Index tokens = batch.tokens(), rows = tape.plan.rows, width = inner_width();
+  const Index tokens = tape.batch.tokens(), row_count = tape.plan.rows, width = inner_width();
   detail::require<ShapeError>(Index(dy_given.extent(0)) == tokens && Index(dy_given.extent(1)) == config_.hidden,
                               "moe::MoELayer::backward: dy has shape (", dy_given.extent(0), ", ", dy_given.extent(1),
                               "), expected (", tokens, ", ", config_.hidden, ").");
@@ -158,7 +202,30 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
   using Range = detail::Range<Space>;
   using Stage = Kokkos::Profiling::ScopedRegion;
   using M = Matrix<const Scalar, Space>;
-  typename Context<Space>::Scratch scratch(ctx);
+  Scratch scratch(ctx);
+  Batch<Scalar, Space> batch = tape.batch;
+  Matrix<Scalar, Space> rows = tape.rows, out = tape.out;
+  const auto* saved = &tape.experts;
+  [[maybe_unused]] typename Experts::template Saved<Scalar, Space> workspace;
+  if constexpr (checkpoints) {
+    if (tape.recompute != Recompute::nothing) {
+      const Stage stage("moe::recompute");
+      if (tape.recompute == Recompute::everything) {
+        if constexpr (has_input_map)
+          batch.x = jitter_input(ctx, batch.x, tape, scratch.template matrix<Scalar>(tokens, batch.hidden()));
+        rows = scratch.template matrix<Scalar>(row_count, width);
+        gather_rows(ctx, batch, tape, rows);
+      }
+      workspace = experts_.template workspace<Scalar, Space>(scratch, row_count, parameters.experts);
+      saved = &workspace;
+      if constexpr (!needs_out && requires { &Experts::template recompute<Scalar, Space>; }) {
+        experts_.recompute(ctx, rows, tape.plan, parameters.experts, workspace);
+      } else {
+        out = scratch.template matrix<Scalar>(row_count, width);
+        experts_.forward(ctx, rows, tape.plan, parameters.experts, out, workspace);
+      }
+    }
+  }
   const auto& assignments = tape.routing.assignments;
   const Index bound = assignments.bound;
 
@@ -175,8 +242,9 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
   M drouted = dy;
   if constexpr (detail::any_routed<Outputs>) drouted = changed(dy, std::true_type{});
 
-  auto dout = scratch.template matrix<Scalar>(rows, width), drows = scratch.template matrix<Scalar>(rows, width);
-  auto row_weight = scratch.template vector<Real>(rows), drow_weight = scratch.template vector<Real>(rows);
+  auto dout = scratch.template matrix<Scalar>(row_count, width),
+       drows = scratch.template matrix<Scalar>(row_count, width);
+  auto row_weight = scratch.template vector<Real>(row_count), drow_weight = scratch.template vector<Real>(row_count);
   {
     const Stage stage("moe::combine");
     M dsum = drouted;
@@ -186,26 +254,23 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
       dsum = latent_sum;
     }
     gather(ctx, dsum, tape.plan, dout);
-    Kokkos::parallel_for("moe::row_weight", Range(ctx.space, 0, rows),
+    Kokkos::parallel_for("moe::row_weight", Range(ctx.space, 0, row_count),
                          detail::RowWeight<Real, Space>{tape.weight, tape.plan, row_weight});
   }
   {
     const Stage stage("moe::experts");
     if constexpr (weight_on_input) {
-      experts_.backward(ctx, dout, tape.plan, parameters.experts, tape.rows, tape.experts, drows, gradients.experts);
-      M inner = batch.x;
-      if constexpr (has_latent) inner = tape.latent.normed;
-      detail::each_row(
-          ctx.space, "moe::weight_gradient", rows,
-          detail::InputWeightGradientRow<Scalar, Real, Space>{tape.plan, inner, row_weight, drows, drow_weight});
+      experts_.backward(ctx, dout, tape.plan, parameters.experts, rows, *saved, drows, gradients.experts);
+      detail::each_row(ctx.space, "moe::weight_gradient", row_count,
+                       detail::InputWeightGradientRow<Scalar, Real, Space>{tape.plan, inner_of(batch, tape), row_weight,
+                                                                           drows, drow_weight});
     } else if constexpr (requires { &Experts::template backward_weighted<Scalar, Real, Space>; }) {
-      experts_.backward_weighted(ctx, dout, row_weight, tape.plan, parameters.experts, tape.rows, tape.experts, drows,
-                                 drow_weight, gradients.experts);
+      experts_.backward_weighted(ctx, dout, row_weight, tape.plan, parameters.experts, rows, *saved, drows, drow_weight,
+                                 gradients.experts);
     } else {
-      detail::each_row(
-          ctx.space, "moe::weight_gradient", rows,
-          detail::WeightedGradientRow<Scalar, Real, Space>{tape.out, dout, row_weight, drow_weight, tape.plan});
-      experts_.backward(ctx, dout, tape.plan, parameters.experts, tape.rows, tape.experts, drows, gradients.experts);
+      detail::each_row(ctx.space, "moe::weight_gradient", row_count,
+                       detail::WeightedGradientRow<Scalar, Real, Space>{out, dout, row_weight, drow_weight, tape.plan});
+      experts_.backward(ctx, dout, tape.plan, parameters.experts, rows, *saved, drows, gradients.experts);
     }
   }
   RoutingGradients<Real, Space> of{scratch.template vector<Real>(bound),
