@@ -86,16 +86,6 @@ auto flat(const View& view) {
                                                                                                      view.size());
 }
 
-/// Does `Space` take the code paths of devices? Hosts do where MOE_DEVICE_PATHS is defined: their tests then run the
-/// devices' kernels.
-#if defined(MOE_DEVICE_PATHS)
-template <class Space>
-inline constexpr bool device_path = true;
-#else
-template <class Space>
-inline constexpr bool device_path = !on_host<Space>;
-#endif
-
 /// The range of every launch. On devices functors go along as kernel arguments: without the hint, Kokkos puts those of
 /// 512 bytes and more into constant memory, and the host waits until the launch before them has left it. Positions have
 /// 64 bits, since Kokkos counts in 32 on CUDA, and a layer of experts has more weights than that.

@@ -243,6 +243,7 @@ void dispatch(Context<Space>& ctx, const Assignments<Real, Space>& assignments, 
     rows = fixed * experts;
   }
   detail::shape_plan(assignments, experts, rows, plan);
+  plan.rows_each = fixed;
 
   typename Context<Space>::Scratch scratch(ctx);
   Vector<std::uint8_t, Space> kept = assignments.live;

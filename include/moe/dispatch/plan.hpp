@@ -14,6 +14,7 @@ template <class Space = Kokkos::DefaultExecutionSpace>
 struct DispatchPlan {
   Index tokens = 0, experts = 0;
   Index rows = 0;                       ///< R: extent of the row arrays
+  Index rows_each = -1;                 ///< of every expert where they are as many (Pad), padding included; else -1
   Vector<Index, Space> expert_offsets;  ///< (E+1) exclusive
   Vector<Index, Space> row_token;       ///< (R) -1 = padding row
   Vector<Index, Space> row_assignment;  ///< (R) -1 = padding row

@@ -74,34 +74,48 @@ struct ExpertFFN {
     return p;
   }
 
+  /// What the methods below take as rows: (R, H) themselves, or on devices the tokens (T, H) that `plan` gathers them
+  /// from, so that they are never written down.
+  template <class T, class Space>
+  struct Rows {
+    Matrix<const T, Space> from;
+    const Index* number = nullptr;  ///< (R) row r is from(number[r]), zeros where that is negative; null: r itself
+
+    Rows(const Matrix<T, Space>& rows) : from(rows) {}
+    Rows(const Matrix<const T, Space>& tokens, const DispatchPlan<Space>& plan)
+        : from(tokens), number(plan.row_token.data()) {
+      static_assert(detail::device_path<Space>, "moe::ExpertFFN: hosts gather rows first.");
+    }
+  };
+
   /// rows (R, H) to out (R, H), sorted by expert as `plan` says.
   template <class T, class Space>
-  void forward(Context<Space>& ctx, const Matrix<T, Space>& rows, const DispatchPlan<Space>& plan,
+  void forward(Context<Space>& ctx, const std::type_identity_t<Rows<T, Space>>& rows, const DispatchPlan<Space>& plan,
                const Parameters<T, Space>& p, const Matrix<T, Space>& out, Saved<T, Space>& saved) const {
     using M = Matrix<const T, Space>;
     using W = Tensor3<const T, Space>;
-    const Index r = rows.extent(0), inner = p.down.extent(2);
+    const Index r = out.extent(0), inner = p.down.extent(2);
     detail::shape(saved.up, "moe::up", r, p.up.extent(1));
     typename Context<Space>::Scratch scratch(ctx);
     auto hidden = scratch.template matrix<T>(r, inner);
     if constexpr (detail::device_path<Space>) {
-      kernels::device::multiply_and_activate<Activation, T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up),
-                                                                   M(p.up_bias), activation, saved.up, hidden);
+      kernels::device::multiply_and_activate<Activation, T, Space>(
+          ctx.space, plan.expert_offsets, rows.from, W(p.up), M(p.up_bias), activation, saved.up, hidden, rows.number);
     } else {
-      kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(rows), W(p.up), saved.up);
+      kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, rows.from, W(p.up), saved.up);
       if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
       detail::each_wide_row(ctx.space, "moe::ExpertFFN", r, inner,
                             detail::ActivateRow<Activation, T, Space>{plan, saved.up, hidden, activation});
     }
-    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(hidden), W(p.down), out);
+    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, M(hidden), W(p.down), out, {plan.rows_each});
     if constexpr (biased) add_bias(ctx, plan, p.down_bias, out);
   }
 
   /// From dout (R, H), the gradient of out, to drows (R, H), overwritten. Adds into gradients.
   template <class T, class Space>
   void backward(Context<Space>& ctx, const Matrix<T, Space>& dout, const DispatchPlan<Space>& plan,
-                const Parameters<T, Space>& p, const Matrix<T, Space>& rows, const Saved<T, Space>& saved,
-                const Matrix<T, Space>& drows, Parameters<T, Space>& gradients) const {
+                const Parameters<T, Space>& p, const std::type_identity_t<Rows<T, Space>>& rows,
+                const Saved<T, Space>& saved, const Matrix<T, Space>& drows, Parameters<T, Space>& gradients) const {
     pull(ctx, dout, Vector<RouterReal<T>, Space>{}, plan, p, rows, saved, drows, Vector<RouterReal<T>, Space>{},
          gradients);
   }
@@ -110,9 +124,10 @@ struct ExpertFFN {
   /// dweight(r) = dy . out(r) is found as (dy W_down) . hidden, without out. dy is used up.
   template <class T, class Real, class Space>
   void backward_weighted(Context<Space>& ctx, const Matrix<T, Space>& dy, const Vector<Real, Space>& weight,
-                         const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& rows,
-                         const Saved<T, Space>& saved, const Matrix<T, Space>& drows,
-                         const Vector<Real, Space>& dweight, Parameters<T, Space>& gradients) const {
+                         const DispatchPlan<Space>& plan, const Parameters<T, Space>& p,
+                         const std::type_identity_t<Rows<T, Space>>& rows, const Saved<T, Space>& saved,
+                         const Matrix<T, Space>& drows, const Vector<Real, Space>& dweight,
+                         Parameters<T, Space>& gradients) const {
     pull(ctx, dy, weight, plan, p, rows, saved, drows, dweight, gradients);
   }
 
@@ -125,10 +140,10 @@ struct ExpertFFN {
 
   /// Fills a workspace with what forward saves, to the bit, without the experts' outputs.
   template <class T, class Space>
-  void recompute(Context<Space>& ctx, const Matrix<T, Space>& rows, const DispatchPlan<Space>& plan,
+  void recompute(Context<Space>& ctx, const std::type_identity_t<Rows<T, Space>>& rows, const DispatchPlan<Space>& plan,
                  const Parameters<T, Space>& p, const Saved<T, Space>& saved) const {
-    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, Matrix<const T, Space>(rows),
-                                       Tensor3<const T, Space>(p.up), saved.up);
+    kernels::grouped_forward<T, Space>(ctx.space, plan.expert_offsets, rows.from, Tensor3<const T, Space>(p.up),
+                                       saved.up, {-1, rows.number});
     if constexpr (biased) add_bias(ctx, plan, p.up_bias, saved.up);
   }
 
@@ -147,24 +162,25 @@ struct ExpertFFN {
 
   template <class T, class Real, class Space>
   void pull(Context<Space>& ctx, const Matrix<T, Space>& dy, const Vector<Real, Space>& weight,
-            const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Matrix<T, Space>& rows,
+            const DispatchPlan<Space>& plan, const Parameters<T, Space>& p, const Rows<T, Space>& rows,
             const Saved<T, Space>& saved, const Matrix<T, Space>& drows, const Vector<Real, Space>& dweight,
             Parameters<T, Space>& gradients) const {
     using M = Matrix<const T, Space>;
     using W = Tensor3<const T, Space>;
-    const Index r = rows.extent(0), inner = p.down.extent(2);
+    const Index r = dy.extent(0), inner = p.down.extent(2), each = plan.rows_each;
     const auto& offsets = plan.expert_offsets;
     typename Context<Space>::Scratch scratch(ctx);
     auto hidden = scratch.template matrix<T>(r, inner), dhidden = scratch.template matrix<T>(r, inner);
     auto dup = scratch.template matrix<T>(r, p.up.extent(1));
-    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dy), W(p.down), dhidden);
+    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dy), W(p.down), dhidden, {each});
     detail::each_row(ctx.space, "moe::ExpertFFN", r,
                      detail::PullRow<Activation, T, Real, Space>{plan, saved.up, dhidden, dy, weight, dweight,
                                                                  biased ? p.down_bias : Matrix<T, Space>{}, hidden, dup,
                                                                  activation});
-    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dy), M(hidden), gradients.down);
-    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dup), M(rows), gradients.up);
-    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dup), W(p.up), drows);
+    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dy), M(hidden), gradients.down, {each});
+    kernels::grouped_backward_weight<T, Space>(ctx.space, offsets, M(dup), rows.from, gradients.up,
+                                               {each, rows.number});
+    kernels::grouped_backward_rows<T, Space>(ctx.space, offsets, M(dup), W(p.up), drows, {each});
     if constexpr (biased) {
       run(ctx, Index(gradients.down_bias.size()), detail::BiasGradient<T, Space>{plan, dy, gradients.down_bias});
       run(ctx, Index(gradients.up_bias.size()), detail::BiasGradient<T, Space>{plan, dup, gradients.up_bias});

@@ -3,8 +3,7 @@
 /// The interface of the arithmetic: grouped and dense matrix products. Nothing above this room names a backend.
 ///
 /// A grouped product runs once for each expert on that expert's rows, [expert_offsets(e), expert_offsets(e + 1)),
-/// which are read on the device. `rows_each`: the rows of every expert, where they are as many and the host knows it
-/// (padded capacities), or -1: a vendor's library may then take over. Every sum runs in a fixed order that depends on
+/// which are read on the device. Every sum runs in a fixed order that depends on
 /// neither threads nor other rows.
 
 #include "moe/kernels/cpu/product.hpp"
@@ -15,6 +14,12 @@
 MOE_NAMESPACE_BEGIN
 
 namespace kernels {
+
+/// What a grouped product may know beside its arrays.
+struct GroupedOptions {
+  Index rows_each = -1;  ///< of every expert, where the host knows it (padded capacities); vendors' libraries use it
+  const Index* number = nullptr;  ///< for devices: row r is rows(number[r]), or zeros where that is negative
+};
 
 namespace detail {
 
@@ -33,11 +38,13 @@ void run(const Space& space, const Product<T>& product) {
 /// out_e = rows_e weight_e^T. rows (R, K), weight (E, N, K), out (R, N) overwritten in the experts' rows.
 template <class T, class Space>
 void grouped_forward(const Space& space, const Vector<Index, Space>& expert_offsets, const Matrix<const T, Space>& rows,
-                     const Tensor3<const T, Space>& weight, const Matrix<T, Space>& out, Index rows_each = -1) {
+                     const Tensor3<const T, Space>& weight, const Matrix<T, Space>& out,
+                     const GroupedOptions& options = {}) {
   const Index n = weight.extent(1), k = weight.extent(2);
-  auto product = Product<T>::over_rows(expert_offsets.data(), weight.extent(0), rows.extent(0), n, k,
-                                       {rows.data(), k, 1, 0}, {weight.data(), k, 1, n * k}, out.data(), false);
-  product.rows_each = rows_each;
+  auto product =
+      Product<T>::over_rows(expert_offsets.data(), weight.extent(0), out.extent(0), n, k,
+                            {rows.data(), k, 1, 0, options.number}, {weight.data(), k, 1, n * k}, out.data(), false);
+  product.rows_each = options.rows_each;
   detail::run(space, product);
 }
 
@@ -45,11 +52,11 @@ void grouped_forward(const Space& space, const Vector<Index, Space>& expert_offs
 template <class T, class Space>
 void grouped_backward_rows(const Space& space, const Vector<Index, Space>& expert_offsets,
                            const Matrix<const T, Space>& dout, const Tensor3<const T, Space>& weight,
-                           const Matrix<T, Space>& drows, Index rows_each = -1) {
+                           const Matrix<T, Space>& drows, const GroupedOptions& options = {}) {
   const Index n = weight.extent(1), k = weight.extent(2);
   auto product = Product<T>::over_rows(expert_offsets.data(), weight.extent(0), dout.extent(0), k, n,
                                        {dout.data(), n, 1, 0}, {weight.data(), 1, k, n * k}, drows.data(), false);
-  product.rows_each = rows_each;
+  product.rows_each = options.rows_each;
   detail::run(space, product);
 }
 
@@ -57,11 +64,11 @@ void grouped_backward_rows(const Space& space, const Vector<Index, Space>& exper
 template <class T, class Space>
 void grouped_backward_weight(const Space& space, const Vector<Index, Space>& expert_offsets,
                              const Matrix<const T, Space>& dout, const Matrix<const T, Space>& rows,
-                             const Tensor3<T, Space>& dweight, Index rows_each = -1) {
+                             const Tensor3<T, Space>& dweight, const GroupedOptions& options = {}) {
   const Index n = dweight.extent(1), k = dweight.extent(2);
   auto product = Product<T>::over_sum(expert_offsets.data(), dweight.extent(0), n, k, {dout.data(), 1, n, 0},
-                                      {rows.data(), 1, k, 0}, dweight.data());
-  product.rows_each = rows_each;
+                                      {rows.data(), 1, k, 0, options.number}, dweight.data());
+  product.rows_each = options.rows_each;
   detail::run(space, product);
 }
 

@@ -12,7 +12,9 @@ MOE_NAMESPACE_BEGIN
 ///     experts     K H         gate and up are computed again: a third more of a forward pass
 ///     everything  0           rows are gathered again, too, and the input's jitter drawn again
 ///
-/// Output, routing, a latent space's values and what branches keep come on top in all of them.
+/// On devices ExpertFFN reads tokens by the plan's numbers, and gathered rows are kept nowhere: the levels `experts`
+/// and `everything` then differ only where there is an input map. Output, routing, a latent space's values and what
+/// branches keep come on top in all of them.
 enum class Recompute { nothing, experts, everything };
 
 /// Layer policy: saves memory at the cost of time; gradients are the same bits (Chen et al. 2016, "Training deep nets

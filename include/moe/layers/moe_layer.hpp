@@ -75,6 +75,11 @@ class MoELayer {
     &Experts::template forward_combined<Scalar, Real, Space>;
   };
 
+  /// Do the experts read tokens by the plan's numbers, so that rows need no array?
+  static constexpr bool reads_tokens = detail::device_path<Space> && !weight_on_input && requires {
+    typename Experts::template Rows<Scalar, Space>;
+  };
+
   /// Does a gradient of the combine weights need the experts' outputs?
   static constexpr bool needs_out = !weight_on_input && !requires {
     &Experts::template backward_weighted<Scalar, Real, Space>;
@@ -375,6 +380,15 @@ class MoELayer {
   /// `batch` is `given` behind the input map.
   Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& given, const Batch<Scalar, Space>& batch,
                             Tape& tape) const;
+  /// What the experts take as rows.
+  auto rows_of(const Batch<Scalar, Space>& batch, const Tape& tape, const Matrix<Scalar, Space>& rows) const {
+    if constexpr (reads_tokens) {
+      return typename Experts::template Rows<Scalar, Space>(inner_of(batch, tape), tape.plan);
+    } else {
+      return rows;
+    }
+  }
+
   /// (R, L): what the experts work on, with weights on it where they act there.
   void gather_rows(Context<Space>& ctx, const Batch<Scalar, Space>& batch, const Tape& tape,
                    const Matrix<Scalar, Space>& rows) const;

@@ -24,26 +24,28 @@ struct Activate {
     T value[parts];
     for (int part = 0; part < parts; ++part) {
       const Sum own = bias == nullptr ? Sum(0) : Sum(bias[(e * parts + part) * p.n + column]);
-      kept[part * p.n] = value[part] = T(sums[part] + own);
+      // Rounded before the bias too, as where a layer recomputes the product alone.
+      kept[part * p.n] = value[part] = T(Sum(T(sums[part])) + own);
     }
     p.c[row * p.n + column] = T(moe::detail::activate(activation, Sum(value[0]), Sum(value[parts - 1])));
   }
 };
 
 /// up = rows weight^T + bias and hidden = activation(up), for each expert's rows. rows (R, H), weight (E, I or 2I, H),
-/// bias (E, I or 2I) or empty, up (R, I or 2I), hidden (R, I). What stands behind the last expert stays as it is.
+/// bias (E, I or 2I) or empty, up (R, I or 2I), hidden (R, I). number: row r is rows(number[r]), or zeros where that is
+/// negative; null: r itself. What stands behind the last expert stays as it is.
 template <class Activation, class T, class Space>
 void multiply_and_activate(const Space& space, const Vector<Index, Space>& expert_offsets,
                            const Matrix<const T, Space>& rows, const Tensor3<const T, Space>& weight,
                            const Matrix<const T, Space>& bias, const Activation& activation, const Matrix<T, Space>& up,
-                           const Matrix<T, Space>& hidden) {
+                           const Matrix<T, Space>& hidden, const Index* number) {
   using Finish = Activate<T, Activation>;
   const Index n = hidden.extent(1), k = weight.extent(2);
-  multiply<Finish::parts>(
-      space,
-      Product<T>::over_rows(expert_offsets.data(), weight.extent(0), rows.extent(0), n, k, {rows.data(), k, 1, 0},
-                            {weight.data(), k, 1, Finish::parts * n * k}, hidden.data(), false),
-      Finish{hidden.data(), up.data(), bias.data(), activation});
+  multiply<Finish::parts>(space,
+                          Product<T>::over_rows(expert_offsets.data(), weight.extent(0), hidden.extent(0), n, k,
+                                                {rows.data(), k, 1, 0, number},
+                                                {weight.data(), k, 1, Finish::parts * n * k}, hidden.data(), false),
+                          Finish{hidden.data(), up.data(), bias.data(), activation});
 }
 
 }  // namespace kernels::device

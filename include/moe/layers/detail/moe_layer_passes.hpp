@@ -120,7 +120,7 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
       } else {
         tape.weight = assignments.weight;
       }
-      if constexpr (!combines_itself) {
+      if constexpr (!combines_itself && !reads_tokens) {
         if (level == Recompute::everything) {
           tape.rows = {};
           rows = scratch.template matrix<Scalar>(tape.plan.rows, width);
@@ -156,7 +156,7 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
             saved = &workspace;
           }
         }
-        experts_.forward(ctx, rows, tape.plan, parameters.experts, out, *saved);
+        experts_.forward(ctx, rows_of(batch, tape, rows), tape.plan, parameters.experts, out, *saved);
       }
       const Stage stage("moe::combine");
       const Vector<const Real, Space> weight = weight_on_input ? Vector<Real, Space>{} : tape.weight;
@@ -213,16 +213,18 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
       if (tape.recompute == Recompute::everything) {
         if constexpr (has_input_map)
           batch.x = jitter_input(ctx, batch.x, tape, scratch.template matrix<Scalar>(tokens, batch.hidden()));
-        rows = scratch.template matrix<Scalar>(row_count, width);
-        gather_rows(ctx, batch, tape, rows);
+        if constexpr (!reads_tokens) {
+          rows = scratch.template matrix<Scalar>(row_count, width);
+          gather_rows(ctx, batch, tape, rows);
+        }
       }
       workspace = experts_.template workspace<Scalar, Space>(scratch, row_count, parameters.experts);
       saved = &workspace;
       if constexpr (!needs_out && requires { &Experts::template recompute<Scalar, Space>; }) {
-        experts_.recompute(ctx, rows, tape.plan, parameters.experts, workspace);
+        experts_.recompute(ctx, rows_of(batch, tape, rows), tape.plan, parameters.experts, workspace);
       } else {
         out = scratch.template matrix<Scalar>(row_count, width);
-        experts_.forward(ctx, rows, tape.plan, parameters.experts, out, workspace);
+        experts_.forward(ctx, rows_of(batch, tape, rows), tape.plan, parameters.experts, out, workspace);
       }
     }
   }
@@ -260,17 +262,19 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
   {
     const Stage stage("moe::experts");
     if constexpr (weight_on_input) {
-      experts_.backward(ctx, dout, tape.plan, parameters.experts, rows, *saved, drows, gradients.experts);
+      experts_.backward(ctx, dout, tape.plan, parameters.experts, rows_of(batch, tape, rows), *saved, drows,
+                        gradients.experts);
       detail::each_row(ctx.space, "moe::weight_gradient", row_count,
                        detail::InputWeightGradientRow<Scalar, Real, Space>{tape.plan, inner_of(batch, tape), row_weight,
                                                                            drows, drow_weight});
     } else if constexpr (requires { &Experts::template backward_weighted<Scalar, Real, Space>; }) {
-      experts_.backward_weighted(ctx, dout, row_weight, tape.plan, parameters.experts, rows, *saved, drows, drow_weight,
-                                 gradients.experts);
+      experts_.backward_weighted(ctx, dout, row_weight, tape.plan, parameters.experts, rows_of(batch, tape, rows),
+                                 *saved, drows, drow_weight, gradients.experts);
     } else {
       detail::each_row(ctx.space, "moe::weight_gradient", row_count,
                        detail::WeightedGradientRow<Scalar, Real, Space>{out, dout, row_weight, drow_weight, tape.plan});
-      experts_.backward(ctx, dout, tape.plan, parameters.experts, rows, *saved, drows, gradients.experts);
+      experts_.backward(ctx, dout, tape.plan, parameters.experts, rows_of(batch, tape, rows), *saved, drows,
+                        gradients.experts);
     }
   }
   RoutingGradients<Real, Space> of{scratch.template vector<Real>(bound),
