@@ -1,4 +1,5 @@
-// bench_layer: a whole layer on the host, its forward pass or its training, beside what the machine could do at best.
+// bench_layer: a whole layer on the host or on a device, its forward pass or its training, beside what the machine
+// could do at best.
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <memory>
@@ -27,11 +28,11 @@ void train(const Shape& shape, const Options& options, const Layer& layer) {
 
 void introduce(const Shape& shape, const Options& options) {
   const bench::Limits limits = bench::Limits::measure();
-  fmt::print(
-      "{}: hidden {}, intermediate {}, {} experts, {} a token, {} shared; {}, {} {}; {}, {} threads; {:.0f} GFLOP/s, "
-      "{:.1f} GB/s\n",
-      options.name, shape.hidden, shape.intermediate, shape.experts, shape.top_k, shape.shared, options.mode,
-      options.layout, options.dtype, moe::instruction_set(), Space().concurrency(), options.peak(limits), limits.gbs);
+  fmt::print("{}: hidden {}, intermediate {}, {} experts, {} a token, {} shared; {}, {} {}; {}", options.name,
+             shape.hidden, shape.intermediate, shape.experts, shape.top_k, shape.shared, options.mode, options.layout,
+             options.dtype, bench::machine());
+  if (!bench::on_device) fmt::print(", {} threads; {:.0f} GFLOP/s", Space().concurrency(), options.peak(limits));
+  fmt::print("; {:.1f} GB/s\n", limits.gbs);
   bench::print_head(options);
 }
 
@@ -40,8 +41,9 @@ template <class Layer, class... Values>
 std::unique_ptr<Layer> make_layer(const Shape& shape, const Options& options, const Values&... values) {
   const moe::MoEConfig config{.hidden = shape.hidden, .intermediate = shape.intermediate, .experts = shape.experts};
   auto layer = std::make_unique<Layer>(config, values..., moe::Seed{2});
-  auto& weight = layer->parameters.router.weight;
+  const auto weight = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, layer->parameters.router.weight);
   for (Index e = 0; e < shape.experts; ++e) weight(e, 0) = float(-options.skew * std::log(double(e + 1)));
+  Kokkos::deep_copy(layer->parameters.router.weight, weight);
   return layer;
 }
 
@@ -49,18 +51,21 @@ template <class Router, class Experts, class... More, class... Values>
 void run(const Shape& shape, const Options& options, const Values&... values) {
   if (!options.json) introduce(shape, options);
   using Layer = moe::MoELayer<Router, Experts, moe::On<Space>, More...>;
-  if (options.mode == "train" && options.dtype == "bf16") {
+  if (options.layout == "plain" && options.dtype == "bf16") {
     using Half = moe::MoELayer<Router, Experts, moe::On<Space>, More..., moe::Precision<moe::bfloat16, float>>;
-    return train(shape, options, *make_layer<Half>(shape, options, values...));
+    const auto layer = make_layer<Half>(shape, options, values...);
+    return options.mode == "train" ? train(shape, options, *layer) : infer(shape, options, *layer);
   }
   auto layer = make_layer<Layer>(shape, options, values...);
   if (options.mode == "train") return train(shape, options, *layer);
   if (options.layout == "plain") return infer(shape, options, *layer);
-  bench::with_packed_type(options.dtype, [&](auto type) {
-    const auto fast = moe::pack<decltype(type)>(*layer);
-    layer.reset();
-    infer(shape, options, fast);
-  });
+  if constexpr (!bench::on_device) {
+    bench::with_packed_type(options.dtype, [&](auto type) {
+      const auto fast = moe::pack<decltype(type)>(*layer);
+      layer.reset();
+      infer(shape, options, fast);
+    });
+  }
 }
 
 void run(const Shape& shape, const Options& options) {
@@ -98,8 +103,8 @@ const char* misfit(const Options& options) {
   if (options.mode == "train" && !plain) return "Packed layers do not train: leave --layout packed out.";
   if (options.mode == "train" && options.dtype != "f32" && options.dtype != "bf16")
     return "Layers train in f32 and bf16: choose one of them as --dtype.";
-  if (options.mode != "train" && plain && options.dtype != "f32")
-    return "--layout plain is measured in f32 only: add --dtype f32.";
+  if (bench::on_device && !plain) return "Packed layers are for hosts: leave --layout packed out.";
+  if (plain && options.dtype == "int8") return "--layout plain is measured in f32 and bf16: choose one of them.";
   return nullptr;
 }
 
@@ -125,7 +130,7 @@ int main(int argc, char** argv) {
   app.add_option("--mode", options.mode, "forward; decode: few tokens, weights from memory; train: and backward")
       ->check(CLI::IsMember({"forward", "decode", "train"}));
   auto* name = app.add_option("--shape", options.name, "sizes of a published model, divided")
-                   ->check(CLI::IsMember({"mixtral-s", "dsmoe-s", "dsv3-s", "switch"}));
+                   ->check(CLI::IsMember(bench::shapes));
   auto* hidden = app.add_option("--hidden", own.hidden, "sizes of your own")->excludes(name);
   app.add_option("--intermediate", own.intermediate, "of one expert")->needs(hidden);
   app.add_option("--experts", own.experts, "number of experts")->needs(hidden);
@@ -141,7 +146,7 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", options.dtype, "type of weights and tokens")->check(CLI::IsMember(dtypes));
   app.add_option("--layout", options.layout, "packed: as moe::pack makes it; plain: as it is trained")
       ->check(CLI::IsMember({"packed", "plain"}))
-      ->default_str("plain in training, else packed");
+      ->default_str("plain in training and on devices, else packed");
   app.add_option("--threads", options.threads, "of Kokkos' pool; 0: all there are")->check(CLI::NonNegativeNumber);
   app.add_option("--skew", options.skew, "exponent of the experts' popularity by rank: 0 even, 1 Zipf's");
   app.add_option("--repeats", options.repeats, "timed passes, in decode of each of its inputs")
@@ -154,7 +159,7 @@ int main(int argc, char** argv) {
                      : options.mode == "decode" ? std::vector<Index>{1, 4, 32}
                                                 : std::vector<Index>{512, 2048};
   }
-  if (options.layout.empty()) options.layout = training ? "plain" : "packed";
+  if (options.layout.empty()) options.layout = training || bench::on_device ? "plain" : "packed";
   if (const char* wrong = misfit(options)) {
     fmt::print(stderr, "{}\n", wrong);
     return 1;
@@ -168,7 +173,8 @@ int main(int argc, char** argv) {
       own.router = "deepseek-v3";
       own.kept_groups = std::max<Index>(own.groups / 2, 1);
     }
-    text::Stages::watch();
+    text::Stages::watch_bytes();
+    if (!bench::on_device) text::Stages::watch_regions();
     run(hidden->count() > 0 ? own : bench::shapes.at(options.name), options);
   } catch (const std::exception& error) {
     fmt::print(stderr, "{}\n", error.what());

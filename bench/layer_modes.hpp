@@ -13,8 +13,6 @@
 
 namespace bench {
 
-using Space = Kokkos::DefaultHostExecutionSpace;
-
 /// One number of tokens.
 struct Measured {
   Index tokens = 0;
@@ -29,8 +27,9 @@ struct Measured {
 
   /// How near to what the machine could do: by arithmetic or by reading, whichever takes longer.
   double bound_share() const {
-    if (read_share) return std::max(*read_share, flops / gflops * 1e-9 / median);
-    return std::max(flops / gflops, bytes / gbs) * 1e-9 / least;
+    const double arithmetic = gflops > 0 ? flops / gflops : 0;  // unknown on devices
+    if (read_share) return std::max(*read_share, arithmetic * 1e-9 / median);
+    return std::max(arithmetic, bytes / gbs) * 1e-9 / least;
   }
 };
 
@@ -50,11 +49,12 @@ inline void print(const Options& options, const Measured& m) {
                         {"shape", options.name},
                         {"dtype", options.dtype},
                         {"layout", options.layout},
-                        {"instruction_set", moe::instruction_set()},
+                        {on_device ? "device" : "instruction_set", machine()},
                         {"threads", Space().concurrency()},
                         {"T", m.tokens},
                         {"min_s", m.least},
                         {"med_s", m.median},
+                        {"flops", m.flops},
                         {"gflops", m.flops / seconds * 1e-9},
                         {"gbs", m.bytes / seconds * 1e-9},
                         {"bytes", m.bytes},
@@ -80,12 +80,19 @@ inline void print(const Options& options, const Measured& m) {
   std::fflush(stdout);
 }
 
+template <class T>
+struct FirstIsOne {
+  moe::Matrix<T, Space> x;
+  KOKKOS_FUNCTION void operator()(Index t) const { x(t, 0) = T(1); }
+};
+
 /// Random tokens. The first of a token's numbers is 1, so that the router's first column is a bias.
 template <class T>
 moe::Matrix<T, Space> draw_tokens(Index tokens, Index hidden, std::uint64_t seed) {
   moe::Matrix<T, Space> x("x", tokens, hidden);
   moe::fill_normal(Space{}, x, moe::Seed{seed});
-  for (Index t = 0; t < tokens; ++t) x(t, 0) = T(1);
+  moe::detail::each(Space{}, "bench::first_is_one", tokens, FirstIsOne<T>{x});
+  Space{}.fence();
   return x;
 }
 
@@ -103,18 +110,31 @@ inline double median_of(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// Times `pass` between two measurements of the limits, and notes the stages.
+/// Seconds until all of a pass is done.
+template <class Pass>
+double seconds_of(const Pass& pass) {
+  const double start = now();
+  pass();
+  Space{}.fence("bench::seconds_of");
+  return now() - start;
+}
+
+/// Times `pass` between two measurements of the limits, and notes the stages. On devices those are of passes of their
+/// own, since Kokkos waits at each end of a stage that is watched.
 template <class Pass>
 void time_passes(const Options& options, const Pass& pass, Measured& m) {
   const Limits before = Limits::measure();
   text::Stages::reset();
   std::vector<double> times;
-  for (int r = 0; r < options.repeats; ++r) {
-    const double start = now();
-    pass();
-    times.push_back(now() - start);
+  for (int r = 0; r < options.repeats; ++r) times.push_back(seconds_of(pass));
+  if (on_device) {
+    const text::Stages::Regions watched;
+    text::Stages::reset();
+    for (int r = 0; r < 3; ++r) seconds_of(pass);
+    m.stages = text::Stages::shares();
+  } else {
+    m.stages = text::Stages::shares();
   }
-  m.stages = text::Stages::shares();
   const Limits after = Limits::measure();
   m.least = *std::min_element(times.begin(), times.end());
   m.median = median_of(times);
@@ -164,13 +184,16 @@ Measured decode(const Shape& shape, const Options& options, const Layer& layer, 
   double before = read_bandwidth(1);
   for (int r = 0; r < options.repeats; ++r) {
     for (std::size_t i = 0; i < inputs; ++i) {
-      const double start = now();
-      layer.forward(ctx, xs[i], tape);
-      times[i].push_back(now() - start);
+      times[i].push_back(seconds_of([&] { layer.forward(ctx, xs[i], tape); }));
       const double after = read_bandwidth(1);
       shares.push_back(bytes[i] * 1e-9 / times[i].back() / std::max(before, after));
       reads.push_back(before = after);
     }
+  }
+  if (on_device) {
+    const text::Stages::Regions watched;
+    text::Stages::reset();
+    for (const auto& x : xs) seconds_of([&] { layer.forward(ctx, x, tape); });
   }
   m.stages = text::Stages::shares();
   const double outside = m.stages.extract("other").mapped();  // the probes

@@ -7,13 +7,32 @@
 #include <string>
 #include <vector>
 
-#include "limits.hpp"
+#if defined(KOKKOS_ENABLE_CUDA) || defined(KOKKOS_ENABLE_HIP)
+#  include "device_limits.hpp"
+#else
+#  include "limits.hpp"
+#endif
 
 namespace bench {
 
 using moe::Index;
 
-/// Sizes as the papers' models have them, divided so that a laptop holds them.
+/// Where layers run: the device, where Kokkos has one.
+using Space = Kokkos::DefaultExecutionSpace;
+inline constexpr bool on_device = !moe::on_host<Space>;
+
+/// What the numbers are of: the processor's instructions, or the device.
+inline std::string machine() {
+#if defined(KOKKOS_ENABLE_CUDA)
+  return Kokkos::Cuda().cuda_device_prop().name;
+#elif defined(KOKKOS_ENABLE_HIP)
+  return Kokkos::HIP().hip_device_prop().name;
+#else
+  return moe::instruction_set();
+#endif
+}
+
+/// Sizes as the papers' models have them; those named -s are divided so that a laptop holds them.
 struct Shape {
   std::string router;  // mixtral, deepseek-v2, deepseek-v3 or switch
   Index hidden, intermediate, experts, top_k, shared, groups, kept_groups;
@@ -30,7 +49,11 @@ struct Shape {
 inline const std::map<std::string, Shape> shapes{{"mixtral-s", {"mixtral", 1024, 3584, 8, 2, 0, 1, 1}},
                                                  {"dsmoe-s", {"deepseek-v2", 1024, 704, 64, 6, 2, 1, 1}},
                                                  {"dsv3-s", {"deepseek-v3", 1792, 512, 256, 8, 1, 8, 4}},
-                                                 {"switch", {"switch", 768, 3072, 8, 1, 0, 1, 1}}};
+                                                 {"switch", {"switch", 768, 3072, 8, 1, 0, 1, 1}},
+                                                 // whole, for devices
+                                                 {"deepseek-v3", {"deepseek-v3", 7168, 2048, 256, 8, 1, 8, 4}},
+                                                 {"mixtral-8x7b", {"mixtral", 4096, 14336, 8, 2, 0, 1, 1}},
+                                                 {"qwen3-235b", {"mixtral", 4096, 1536, 128, 8, 0, 1, 1}}};
 
 struct Dtype {
   double bytes;            // of a weight

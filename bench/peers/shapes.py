@@ -56,13 +56,23 @@ NAMED = {
     )
 }
 
-SYNTAX = f"{', '.join(NAMED)}, or HIDDEN/INTERMEDIATE/EXPERTS/TOP_K/SHARED with a softmax router"
+# Whole, for devices.
+WHOLE = {
+    shape.name: shape
+    for shape in (
+        Shape("mixtral-8x7b", "mixtral", 4096, 14336, experts=8, top_k=2),
+        Shape("qwen3-235b", "mixtral", 4096, 1536, experts=128, top_k=8),
+        Shape("deepseek-v3", "deepseek-v3", 7168, 2048, experts=256, top_k=8, shared=1, groups=8, kept_groups=4),
+    )
+}
+
+SYNTAX = f"{', '.join(NAMED | WHOLE)}, or HIDDEN/INTERMEDIATE/EXPERTS/TOP_K/SHARED with a softmax router"
 
 
 def parse(text):
     """A shape by its name, or one of your own as five numbers."""
-    if text in NAMED:
-        return NAMED[text]
+    if text in NAMED | WHOLE:
+        return (NAMED | WHOLE)[text]
     try:
         numbers = [int(number) for number in text.split("/")]
         shape = Shape("own", "deepseek-v2", *numbers)

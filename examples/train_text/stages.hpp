@@ -19,9 +19,25 @@ class Stages {
  public:
   /// Starts counting, once a process.
   static void watch() {
+    watch_regions();
+    watch_bytes();
+  }
+  /// Regions alone, while it lives. Kokkos then waits for a device at each end of a stage.
+  struct Regions {
+    Regions() { watch_regions(); }
+    ~Regions() {
+      Kokkos::Tools::Experimental::set_push_region_callback(nullptr);
+      Kokkos::Tools::Experimental::set_pop_region_callback(nullptr);
+    }
+    Regions(const Regions&) = delete;
+    Regions& operator=(const Regions&) = delete;
+  };
+  static void watch_regions() {
+    Kokkos::Tools::Experimental::set_push_region_callback([](const char* name) { account().push(name); });
+    Kokkos::Tools::Experimental::set_pop_region_callback([] { account().pop(); });
+  }
+  static void watch_bytes() {
     namespace tools = Kokkos::Tools::Experimental;
-    tools::set_push_region_callback([](const char* name) { account().push(name); });
-    tools::set_pop_region_callback([] { account().pop(); });
     tools::set_allocate_data_callback([](Kokkos::Tools::SpaceHandle, const char*, const void*, std::uint64_t bytes) {
       account().bytes_ += bytes;
       account().peak_ = std::max(account().peak_, account().bytes_);
