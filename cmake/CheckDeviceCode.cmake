@@ -48,3 +48,13 @@ else()
   endif()
   message("${name}: device code of 0x${CMAKE_MATCH_1} bytes (its kernels cannot be listed without cuobjdump)")
 endif()
+
+# Kokkos puts large functors into constant memory, and waits for the launch before; detail::Range avoids that.
+if(READELF AND NOT LLVM)
+  execute_process(COMMAND ${READELF} --wide --symbols ${PROGRAM} OUTPUT_VARIABLE names COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "cuda_parallel_launch_(constant|global)_memory[^\n]*3moe[^\n]*" waiting "${names}")
+  if(waiting)
+    list(JOIN waiting "\n" waiting)
+    message(FATAL_ERROR "Launch these by detail::Range or detail::each, and keep functors under 4 KB:\n${waiting}")
+  endif()
+endif()

@@ -9,7 +9,7 @@ MOE_NAMESPACE_BEGIN
 /// What backward recomputes instead of keeping it. Numbers a token, for K choices with SwiGLU:
 ///
 ///     nothing     K (H + 2I)  the gathered rows, and gate and up before the activation
-///     experts     K H         gate and up are computed again: a third more of a forward pass
+///     experts     K H         gate and up are computed again: two thirds of the experts' forward pass
 ///     everything  0           rows are gathered again, too, and the input's jitter drawn again
 ///
 /// On devices ExpertFFN reads tokens by the plan's numbers, and gathered rows are kept nowhere: the levels `experts`
