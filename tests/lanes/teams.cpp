@@ -172,6 +172,7 @@ TEST_CASE("A group limit closes the same groups by lanes") {
     check_groups(moe::GroupLimit<8, 3, moe::Max>{}, experts);
     check_groups(moe::GroupLimit<8, 3, moe::Max, moe::Zero>{}, experts);
     check_groups(moe::GroupLimit<32, 5, moe::BestTwo>{}, experts);
+    if (experts % 64 == 0) check_groups(moe::GroupLimit<64, 9>{}, experts);
   }
 }
 

@@ -63,6 +63,7 @@ struct InSimulatedLanes {
 /// Calls f(member) by all teams of a policy.
 template <class Policy, class F>
 void launch_teams(const char* name, const Policy& policy, const F& f) {
+  static_assert(fits_arguments<F>, "moe: a kernel's functor must fit into its arguments.");
 #if defined(MOE_SIMULATED_LANES)
   Kokkos::parallel_for(name, policy, InSimulatedLanes<typename Policy::member_type, F>{f});
 #else

@@ -68,6 +68,7 @@ struct GroupLimit {
 
   template <class Real>
   KOKKOS_FUNCTION void apply(const Team& team, Row<const Real>, Row<const Real>, Row<Real> key) const {
+    if (team.is_shared()) return apply_by_lanes(team, key);
     const Index size = key.size / groups;
     Real scores[most_groups];
     int better[most_groups];  // how many groups come before this one
@@ -76,8 +77,7 @@ struct GroupLimit {
       better[g] = 0;
     }
     for (int h = 0; h < groups; ++h) {
-      for (int g = 0; g < groups; ++g)
-        better[g] += int(scores[h] > scores[g]) | (int(scores[h] == scores[g]) & int(h < g));
+      for (int g = 0; g < groups; ++g) better[g] += comes_before(scores[h], h, scores[g], g);
     }
     for (int g = 0; g < groups; ++g) {
       if (better[g] < kept) continue;
@@ -87,6 +87,36 @@ struct GroupLimit {
 
  private:
   static constexpr int most_groups = 64;
+  static_assert(most_groups == 2 * detail::device_lanes);
+
+  /// 1 or 0, without a branch.
+  template <class Real>
+  KOKKOS_FUNCTION static int comes_before(Real score, int h, Real than, int g) {
+    return int(score > than) | (int(score == than) & int(h < g));
+  }
+
+  /// The same by lanes: each keeps two groups' scores, those of its number and of 32 more, so that none lie in memory.
+  template <class Real>
+  KOKKOS_FUNCTION void apply_by_lanes(const Team& team, Row<Real> key) const {
+    const Index size = key.size / groups;
+    const int lanes = team.lanes, lane = team.lane();
+    Real low = 0, high = 0;
+    for (int g = 0; g < groups; ++g) {
+      const Real score = group_score(team, Row<const Real>{key.data + g * size, size});
+      if (g == lane) low = score;
+      if (g == lane + lanes) high = score;
+    }
+    int better_low = 0, better_high = 0;
+    for (int h = 0; h < groups; ++h) {
+      const Real score = team.shuffle(h < lanes ? low : high, h % lanes);
+      better_low += comes_before(score, h, low, lane);
+      better_high += comes_before(score, h, high, lane + lanes);
+    }
+    for (int g = 0; g < groups; ++g) {
+      if (team.shuffle(g < lanes ? better_low : better_high, g % lanes) < kept) continue;
+      team.each(size, [&](Index e) { key[g * size + e] = Fill::template value<Real>(); });
+    }
+  }
 
   template <class Real>
   KOKKOS_FUNCTION static Real group_score(const Team& team, Row<const Real> key) {
