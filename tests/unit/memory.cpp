@@ -10,13 +10,15 @@ using Space = Kokkos::DefaultHostExecutionSpace;
 
 std::uint64_t held = 0;
 
-/// Counts what arrays take while it lives; the context's workspace, which all layers share, is left out.
+/// Counts what arrays take while it lives; what all layers share is left out: the context's workspace, and Kokkos' own
+/// memory for teams.
 struct Count {
   Count() {
     held = 0;
     Kokkos::Tools::Experimental::set_allocate_data_callback(
         [](Kokkos_Profiling_SpaceHandle, const char* label, const void*, std::uint64_t size) {
-          if (std::string_view(label) != "moe::workspace") held += size;
+          const std::string_view name = label;
+          if (name != "moe::workspace" && !name.starts_with("Kokkos::")) held += size;
         });
   }
   ~Count() { Kokkos::Tools::Experimental::set_allocate_data_callback(nullptr); }
