@@ -2,8 +2,8 @@
 /// @file
 /// What compilers are told in their own words.
 
-/// 1 while code for a GPU is compiled: nvcc and clang read a source once for the host and once for each device, and only
-/// the host's pass may use the host's instructions.
+/// 1 while code for a GPU is compiled: nvcc and clang read a source once for the host and once for each device, and
+/// only the host's pass may use the host's instructions.
 #if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
 #  define MOE_DEVICE_PASS 1
 #else
