@@ -10,15 +10,17 @@ using Space = Kokkos::DefaultExecutionSpace;
 
 constexpr bool quiet = moe::detail::device_path<Space>;  // hosts check their flag by themselves
 
-/// Notes what waits, what is copied between memories or to a number, and what runs elsewhere than on `stream`.
+/// Notes what waits, what is copied between memories or to a number, what is allocated (which waits on devices), and
+/// what runs elsewhere than on `stream`.
 struct Watch {
-  inline static std::vector<std::string> fences, copies, elsewhere;
+  inline static std::vector<std::string> fences, copies, elsewhere, allocations;
   inline static std::uint32_t stream = 0;
 
   explicit Watch(const Space& space) {
     fences.clear();
     copies.clear();
     elsewhere.clear();
+    allocations.clear();
     stream = Kokkos::Tools::Experimental::device_id(space);
     namespace Tools = Kokkos::Tools::Experimental;
     Tools::set_begin_fence_callback([](const char* name, std::uint32_t, std::uint64_t*) {
@@ -32,6 +34,9 @@ struct Watch {
       const bool near = target != "(none)" && std::string_view(to_memory.name) == from_memory.name;
       if (!fill && !near) copies.emplace_back(std::string(to) + " from " + from);
     });
+    Tools::set_allocate_data_callback([](Kokkos_Profiling_SpaceHandle, const char* label, const void*, std::uint64_t) {
+      allocations.emplace_back(label);
+    });
     const auto launch = [](const char* name, std::uint32_t device, std::uint64_t*) {
       if (device != stream) elsewhere.emplace_back(name);
     };
@@ -43,6 +48,7 @@ struct Watch {
     namespace Tools = Kokkos::Tools::Experimental;
     Tools::set_begin_fence_callback(nullptr);
     Tools::set_begin_deep_copy_callback(nullptr);
+    Tools::set_allocate_data_callback(nullptr);
     Tools::set_begin_parallel_for_callback(nullptr);
     Tools::set_begin_parallel_scan_callback(nullptr);
     Tools::set_begin_parallel_reduce_callback(nullptr);
@@ -52,16 +58,17 @@ struct Watch {
 /// Calls f, and expects what a step may do: on hosts one look at the flag for each forward, on devices nothing.
 template <class F>
 void expect_no_wait(const Space& space, const F& f) {
-  std::vector<std::string> fences, copies, elsewhere;
+  std::vector<std::string> fences, copies, elsewhere, allocations;
   {
     const Watch watch(space);
     f();
-    fences = Watch::fences, copies = Watch::copies, elsewhere = Watch::elsewhere;
+    fences = Watch::fences, copies = Watch::copies, elsewhere = Watch::elsewhere, allocations = Watch::allocations;
   }
   const std::size_t checks = quiet ? 0 : 1;
   CHECK(fences == std::vector<std::string>(checks, "moe::Context::check"));
   CHECK(copies == std::vector<std::string>(checks, "(none) from moe::flag"));
   CHECK(elsewhere == std::vector<std::string>{});
+  CHECK(allocations == std::vector<std::string>{});
 }
 
 TEST_CASE("A second step waits for nothing and stays on its stream") {
@@ -84,8 +91,9 @@ TEST_CASE("The watch sees what waits, copies and runs elsewhere") {
   CHECK(step.tape.loss() > 0);
   CHECK(Watch::fences == std::vector<std::string>{"moe::MoELayer::Tape::loss_values"});
   CHECK(Watch::copies.size() == (moe::on_host<Space> ? 0 : 1));  // a host's arrays are all in one memory
-  if (Watch::stream == Kokkos::Tools::Experimental::device_id(Space{})) return;  // hosts number no instances
   const moe::Vector<float, Space> other("other", 4000);
+  CHECK(Watch::allocations == std::vector<std::string>{"other"});
+  if (Watch::stream == Kokkos::Tools::Experimental::device_id(Space{})) return;  // hosts number no instances
   moe::fill_normal(Space{}, other, moe::Seed{1});
   CHECK(std::count(Watch::elsewhere.begin(), Watch::elsewhere.end(), "moe::fill_normal") == 1);
 }

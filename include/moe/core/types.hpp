@@ -86,13 +86,19 @@ auto flat(const View& view) {
                                                                                                      view.size());
 }
 
-/// The range of every launch. On devices functors go along as kernel arguments: without the hint, Kokkos puts those of
-/// 512 bytes and more into constant memory, and the host waits until the launch before them has left it. Positions have
-/// 64 bits, since Kokkos counts in 32 on CUDA, and a layer of experts has more weights than that.
+/// Makes functors kernel arguments on devices. By default Kokkos puts those of 512 bytes and more into constant memory,
+/// and the host waits until the launch before them has left it.
+using LightWeight = Kokkos::Experimental::WorkItemProperty::HintLightWeight_t;
+
+/// The range of every launch. Positions have 64 bits on devices, too: Kokkos counts in 32 on CUDA, and a layer of
+/// experts has more weights than that.
 template <class Space>
-using Range = std::conditional_t<
-    on_host<Space>, Kokkos::RangePolicy<Space>,
-    Kokkos::RangePolicy<Space, Kokkos::IndexType<Index>, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>>;
+using Range = std::conditional_t<on_host<Space>, Kokkos::RangePolicy<Space>,
+                                 Kokkos::RangePolicy<Space, Kokkos::IndexType<Index>, LightWeight>>;
+
+/// Teams of threads, launched alike.
+template <class Space>
+using Teams = std::conditional_t<on_host<Space>, Kokkos::TeamPolicy<Space>, Kokkos::TeamPolicy<Space, LightWeight>>;
 
 /// Is a functor small enough to be an argument? A kernel's arguments end at 4 KB, its range included.
 template <class F>

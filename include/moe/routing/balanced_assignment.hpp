@@ -330,7 +330,7 @@ void BalancedAssignment::select(Context<Space>& ctx, const Matrix<Real, Space>& 
                                              scratch.template matrix<Index>(2, count),
                                              scratch.template matrix<double>(count, experts),
                                              scratch.template matrix<std::uint8_t>(count, experts)};
-  using Team = Kokkos::TeamPolicy<Space>;
+  using Team = detail::Teams<Space>;
   Team teams(ctx.space, int(count), Kokkos::AUTO);
   if (team_size > 0) {
     const int most = teams.team_size_max(auction, Kokkos::ParallelForTag());
