@@ -33,8 +33,7 @@ struct KokkosKernel {
 
 /// Functors of more than 512 bytes would go through constant memory, and wait for the launch before.
 template <class Space, int threads>
-using Teams = Kokkos::TeamPolicy<Space, Kokkos::LaunchBounds<threads, 1>,
-                                 std::remove_cv_t<decltype(Kokkos::Experimental::WorkItemProperty::HintLightWeight)>>;
+using Teams = Kokkos::TeamPolicy<Space, Kokkos::LaunchBounds<threads, 1>, moe::detail::LightWeight>;
 
 #if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)
 struct BlockBarrier {
