@@ -103,7 +103,8 @@ void multiply(const Space& space, const Product<T>& product, const Finish& finis
   if (product.n == 0) return;
 #if defined(MOE_CUBLAS)
   if constexpr (std::is_same_v<Space, Kokkos::Cuda> && std::is_same_v<Finish, Store<T>>) {
-    if (product.rows_each >= 0 && product.a.number == nullptr && product.b.number == nullptr) return cuda::multiply_batched(space, product);
+    if (product.rows_each >= 0 && product.a.number == nullptr && product.b.number == nullptr)
+      return cuda::multiply_batched(space, product);
   }
 #endif
 #if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)

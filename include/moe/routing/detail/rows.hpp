@@ -309,7 +309,8 @@ struct RouteToken {
     if (keys.data() != nullptr) {
       route(t, team_of(member), row_of(keys, t), row_of(score.scores, t));
     } else {
-      auto* own = static_cast<Real*>(member.thread_scratch(0).get_shmem_aligned(2 * experts * sizeof(Real), alignof(Real)));
+      auto* own =
+          static_cast<Real*>(member.thread_scratch(0).get_shmem_aligned(2 * experts * sizeof(Real), alignof(Real)));
       route(t, team_of(member), {own, experts}, {own + experts, experts});
     }
   }
