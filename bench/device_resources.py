@@ -2,7 +2,8 @@
 """What the kernels of a built program take of a GPU: registers, shared memory, spills, and the occupancy that leaves.
 
 PROGRAM holds CUDA code (read by cuobjdump) or HIP code (read by llvm-readelf), or it is a text file with what
-`nvcc --resource-usage` printed, for a machine without cuobjdump. No GPU is needed.
+`nvcc --resource-usage` printed, for a machine without cuobjdump. No GPU is needed. Shared memory that is only asked for
+at the launch is not known here: such kernels run with less occupancy than this tells.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A multiprocessor of Nvidia, from the table "Technical Specifications per Compute Capability" of the CUDA C++ Programming
 # Guide, and the sizes of allocations from the occupancy calculator of Nsight Compute: each of 4 parts has 16 K registers,
-# given to warps in 256s; from 8.0 on the runtime takes 1 KB of each block's shared memory, which tools count in.
+# given to warps in 256s; from 8.0 on the runtime takes 1 KB of each block's shared memory, which tools count in from 9.0 on.
 NVIDIA = {
     "sm_80": {"waves": 64, "blocks": 32, "memory": 164 * 1024},
     "sm_90": {"waves": 64, "blocks": 32, "memory": 228 * 1024},
@@ -45,7 +46,8 @@ def occupancy(kernel, threads):
     if name in NVIDIA:
         limits, width = NVIDIA[name], 32
         by_registers = 4 * (16384 // up(max(kernel["registers"], 1) * 32, 256))
-        memory = up(max(kernel["shared"], 1024), 128)
+        reserved = 1024 if kernel["architecture"] == "sm_80" else 0
+        memory = up(max(kernel["shared"] + reserved, 1024), 128)
     elif name in AMD:
         limits, width = AMD[name], 64
         a_simd = min(8 if kernel["scalar_registers"] <= 100 else 7, 512 // up(max(kernel["registers"], 1), 8))
