@@ -25,3 +25,10 @@
 #  define MOE_UNROLL(n) MOE_PRAGMA(GCC unroll n)
 #  define MOE_INDEPENDENT MOE_PRAGMA(GCC ivdep)
 #endif
+
+/// Unrolls the loop that follows wholly where device code is compiled: arrays that it indexes then live in registers.
+#if MOE_DEVICE_PASS
+#  define MOE_UNROLL_ON_DEVICE MOE_PRAGMA(unroll)
+#else
+#  define MOE_UNROLL_ON_DEVICE
+#endif

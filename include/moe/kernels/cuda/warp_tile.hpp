@@ -6,6 +6,7 @@
 /// Where numbers stand in a warp's registers is said by plain functions, which a test on hosts goes through.
 
 #include "moe/core/bfloat16.hpp"
+#include "moe/core/compiler.hpp"
 #include "moe/core/float16.hpp"
 #include "moe/core/float8.hpp"
 
@@ -68,21 +69,21 @@ struct WarpTile {
                                   [[maybe_unused]] Sums& sums) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     const int lane = thread % 32, row = first_row(thread), column = first_column(thread);
-#  pragma unroll
+    MOE_UNROLL_ON_DEVICE
     for (int k = 0; k < depth; k += step) {
       unsigned left[down][4], right[parts][across][2];
-#  pragma unroll
+      MOE_UNROLL_ON_DEVICE
       for (int i = 0; i < down; ++i) load_a<A>(left[i], a, lane, row + i * 16, k);
-#  pragma unroll
+      MOE_UNROLL_ON_DEVICE
       for (int part = 0; part < parts; ++part) {
-#  pragma unroll
+        MOE_UNROLL_ON_DEVICE
         for (int j = 0; j < across; ++j) load_b<B>(right[part][j], b + part * B::size, lane, column + j * 8, k);
       }
-#  pragma unroll
+      MOE_UNROLL_ON_DEVICE
       for (int part = 0; part < parts; ++part) {
-#  pragma unroll
+        MOE_UNROLL_ON_DEVICE
         for (int i = 0; i < down; ++i) {
-#  pragma unroll
+          MOE_UNROLL_ON_DEVICE
           for (int j = 0; j < across; ++j) multiply(left[i], right[part][j], sums.value[part][i][j]);
         }
       }
@@ -93,52 +94,35 @@ struct WarpTile {
   /// to += scale(row, column, part) * from.
   template <class Scale>
   KOKKOS_FUNCTION static void fold(int thread, const Sums& from, Sums& to, const Scale& scale) {
-    const int lane = thread % 32;
-#if defined(__CUDA_ARCH__)
-#  pragma unroll
-#endif
-    for (int part = 0; part < parts; ++part) {
-#if defined(__CUDA_ARCH__)
-#  pragma unroll
-#endif
-      for (int i = 0; i < down; ++i) {
-#if defined(__CUDA_ARCH__)
-#  pragma unroll
-#endif
-        for (int j = 0; j < across; ++j) {
-#if defined(__CUDA_ARCH__)
-#  pragma unroll
-#endif
-          for (int r = 0; r < 4; ++r) {
-            to.value[part][i][j][r] +=
-                from.value[part][i][j][r] * scale(first_row(thread) + i * 16 + row_of(lane, r),
-                                                  first_column(thread) + j * 8 + column_of(lane, r), part);
-          }
-        }
-      }
-    }
+    each_place(thread, [&](int i, int j, int r, int row, int column) {
+      MOE_UNROLL_ON_DEVICE
+      for (int part = 0; part < parts; ++part)
+        to.value[part][i][j][r] += from.value[part][i][j][r] * scale(row, column, part);
+    });
   }
 
   /// Calls f(row, column, values of all parts) for each of this thread's places in the tile.
   template <class F>
   KOKKOS_FUNCTION static void each(int thread, const Sums& sums, const F& f) {
+    each_place(thread, [&](int i, int j, int r, int row, int column) {
+      float values[parts];
+      MOE_UNROLL_ON_DEVICE
+      for (int part = 0; part < parts; ++part) values[part] = sums.value[part][i][j][r];
+      f(row, column, values);
+    });
+  }
+
+  /// Calls f(i, j, r, row, column) for sum r of piece (i, j), which belongs to a row and a column of the tile.
+  template <class F>
+  KOKKOS_FUNCTION static void each_place(int thread, const F& f) {
     const int lane = thread % 32;
-#if defined(__CUDA_ARCH__)
-#  pragma unroll
-#endif
+    MOE_UNROLL_ON_DEVICE
     for (int i = 0; i < down; ++i) {
-#if defined(__CUDA_ARCH__)
-#  pragma unroll
-#endif
+      MOE_UNROLL_ON_DEVICE
       for (int j = 0; j < across; ++j) {
-#if defined(__CUDA_ARCH__)
-#  pragma unroll
-#endif
-        for (int r = 0; r < 4; ++r) {
-          float values[parts];
-          for (int part = 0; part < parts; ++part) values[part] = sums.value[part][i][j][r];
-          f(first_row(thread) + i * 16 + row_of(lane, r), first_column(thread) + j * 8 + column_of(lane, r), values);
-        }
+        MOE_UNROLL_ON_DEVICE
+        for (int r = 0; r < 4; ++r)
+          f(i, j, r, first_row(thread) + i * 16 + row_of(lane, r), first_column(thread) + j * 8 + column_of(lane, r));
       }
     }
   }

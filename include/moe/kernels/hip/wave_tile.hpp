@@ -6,6 +6,7 @@
 /// Where numbers stand in a wavefront's registers is said by plain functions, which a test on hosts goes through.
 
 #include "moe/core/bfloat16.hpp"
+#include "moe/core/compiler.hpp"
 #include "moe/core/float16.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -48,21 +49,21 @@ struct WaveTile {
                                   [[maybe_unused]] Sums& sums) {
 #if defined(__HIP_DEVICE_COMPILE__)
     const int lane = thread % 64, row = first_row(thread), column = first_column(thread);
-#  pragma unroll
+    MOE_UNROLL_ON_DEVICE
     for (int k = 0; k < depth; k += step) {
       Factors left[down], right[parts][across];
-#  pragma unroll
+      MOE_UNROLL_ON_DEVICE
       for (int i = 0; i < down; ++i) left[i] = load<A>(a, lane, row + i * 16, k);
-#  pragma unroll
+      MOE_UNROLL_ON_DEVICE
       for (int part = 0; part < parts; ++part) {
-#  pragma unroll
+        MOE_UNROLL_ON_DEVICE
         for (int j = 0; j < across; ++j) right[part][j] = load<B>(b + part * B::size, lane, column + j * 16, k);
       }
-#  pragma unroll
+      MOE_UNROLL_ON_DEVICE
       for (int part = 0; part < parts; ++part) {
-#  pragma unroll
+        MOE_UNROLL_ON_DEVICE
         for (int i = 0; i < down; ++i) {
-#  pragma unroll
+          MOE_UNROLL_ON_DEVICE
           for (int j = 0; j < across; ++j) multiply(left[i], right[part][j], sums.value[part][i][j]);
         }
       }
@@ -70,17 +71,38 @@ struct WaveTile {
 #endif
   }
 
+  /// to += scale(row, column, part) * from.
+  template <class Scale>
+  KOKKOS_FUNCTION static void fold(int thread, const Sums& from, Sums& to, const Scale& scale) {
+    each_place(thread, [&](int i, int j, int r, int row, int column) {
+      MOE_UNROLL_ON_DEVICE
+      for (int part = 0; part < parts; ++part)
+        to.value[part][i][j][r] += from.value[part][i][j][r] * scale(row, column, part);
+    });
+  }
+
   /// Calls f(row, column, values of all parts) for each of this thread's places in the tile.
   template <class F>
   KOKKOS_FUNCTION static void each(int thread, const Sums& sums, const F& f) {
+    each_place(thread, [&](int i, int j, int r, int row, int column) {
+      float values[parts];
+      MOE_UNROLL_ON_DEVICE
+      for (int part = 0; part < parts; ++part) values[part] = sums.value[part][i][j][r];
+      f(row, column, values);
+    });
+  }
+
+  /// Calls f(i, j, r, row, column) for sum r of piece (i, j), which belongs to a row and a column of the tile.
+  template <class F>
+  KOKKOS_FUNCTION static void each_place(int thread, const F& f) {
     const int lane = thread % 64;
+    MOE_UNROLL_ON_DEVICE
     for (int i = 0; i < down; ++i) {
+      MOE_UNROLL_ON_DEVICE
       for (int j = 0; j < across; ++j) {
-        for (int r = 0; r < 4; ++r) {
-          float values[parts];
-          for (int part = 0; part < parts; ++part) values[part] = sums.value[part][i][j][r];
-          f(first_row(thread) + i * 16 + row_of(lane, r), first_column(thread) + j * 16 + column_of(lane, r), values);
-        }
+        MOE_UNROLL_ON_DEVICE
+        for (int r = 0; r < 4; ++r)
+          f(i, j, r, first_row(thread) + i * 16 + row_of(lane, r), first_column(thread) + j * 16 + column_of(lane, r));
       }
     }
   }
