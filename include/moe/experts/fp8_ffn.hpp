@@ -19,7 +19,6 @@ MOE_NAMESPACE_BEGIN
 template <class Activation = SwiGLU>
 struct FP8FFN {
   using policy = kind::experts;
-  using Unpacked = ExpertFFN<Activation, NoBias>;
   static constexpr bool gated = Activation::gated;
   Activation activation{};
 
@@ -38,9 +37,9 @@ struct FP8FFN {
       f("down_proj_scale_inv", same.down_scale_inv...);
     }
 
-    /// Takes the weights of `from`.
+    /// Takes the weights of `from`, an ExpertFFN's parameters.
     template <class From>
-    void assign(const Space& space, const typename Unpacked::template Parameters<From, Space>& from) {
+    void assign(const Space& space, const From& from) {
       convert(space, from.up, up, up_scale_inv);
       convert(space, from.down, down, down_scale_inv);
       space.fence("moe::FP8FFN");

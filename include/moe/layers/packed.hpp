@@ -22,15 +22,12 @@ struct PackedPolicy<ExpertFFN<Activation, BiasChoice>, Weight> {
   using type = PackedFFN<Activation, BiasChoice, Weight>;
   static type value(const ExpertFFN<Activation, BiasChoice>& from) { return {from.activation}; }
 };
-template <class Activation>
-struct PackedPolicy<ExpertFFN<Activation, NoBias>, float8_e4m3> {
-  using type = FP8FFN<Activation>;
-  static type value(const ExpertFFN<Activation, NoBias>& from) { return {from.activation}; }
-};
-template <class Activation>
-struct PackedPolicy<ExpertFFN<Activation, Bias>, float8_e4m3> {
-  static_assert(std::is_void_v<Activation>,
+template <class Activation, class BiasChoice>
+struct PackedPolicy<ExpertFFN<Activation, BiasChoice>, float8_e4m3> {
+  static_assert(std::is_same_v<BiasChoice, NoBias>,
                 "moe::pack<moe::float8_e4m3>: experts with biases have no FP8 form. Pack as moe::bfloat16.");
+  using type = FP8FFN<Activation>;
+  static type value(const ExpertFFN<Activation, BiasChoice>& from) { return {from.activation}; }
 };
 template <class Inner, int extra, class Output, class Weight>
 struct PackedPolicy<WithExtraExperts<Inner, extra, Output>, Weight> {
