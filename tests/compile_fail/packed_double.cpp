@@ -1,4 +1,4 @@
-// expect: packed weights are float, moe::bfloat16 or std::int8_t
+// expect: packed weights are float, moe::bfloat16, std::int8_t or moe::float8_e4m3
 #include <moe/moe.hpp>
 
 #ifdef MOE_COMPILE_FAIL_FIXED

@@ -100,18 +100,23 @@ elif case == "kill":
     run(*model, "--out", out("straight"))
     duration = time.time() - begin
     draw = random.Random(50)
-    at_work = 0
+    longest = 0.2 + 0.02 * duration
+    kills = 0
     checkpoint = out("killed/deepseek-v3-1.safetensors")
-    for _ in range(50):
+    while kills < 50:
         resume = ["--resume"] if os.path.exists(checkpoint) else []
         victim = start(*model, "--out", out("killed"), *resume)
-        time.sleep(draw.uniform(0, 0.2 + 0.02 * duration))
-        at_work += victim.poll() is None
+        time.sleep(draw.uniform(0, longest))
+        if victim.poll() is None:
+            kills += 1
+        else:  # done: the machine has become faster
+            assert victim.returncode == 0, victim.returncode
+            longest /= 2
+            shutil.rmtree(out("killed"))
         victim.kill()
         victim.wait()
         if os.path.exists(checkpoint):
             digest(checkpoint)
-    assert at_work > 40, at_work
     run(*model, "--out", out("killed"), "--resume")
     assert digest(checkpoint) == digest(out("straight/deepseek-v3-1.safetensors"))
 
