@@ -6,37 +6,29 @@
 /// Where numbers stand in a warp's registers is said by plain functions, which a test on hosts goes through.
 
 #include "moe/core/bfloat16.hpp"
-#include "moe/core/compiler.hpp"
 #include "moe/core/float16.hpp"
 #include "moe/core/float8.hpp"
+#include "moe/kernels/device/matrix_tile.hpp"
 
 MOE_NAMESPACE_BEGIN
 
 namespace kernels::cuda {
 
-/// A tile of rows x columns by `warps_down` x `warps_across` warps, each with a part of it in pieces of 16 x 8.
-template <class T, int rows_, int columns_, int depth_, int warps_down, int warps_across, int parts_, int stages_>
-struct WarpTile {
-  using Sum = float;
-  static constexpr int rows = rows_, columns = columns_, depth = depth_, parts = parts_, stages = stages_;
-  static constexpr int threads = 32 * warps_down * warps_across;
-  static constexpr bool scratch_by_itself = true;
-  static constexpr int down = rows / warps_down / 16, across = columns / warps_across / 8;  // a warp's pieces
-  static constexpr int step = 32 / int(sizeof(T));                                          // of k, of one instruction
-  static_assert(down * warps_down * 16 == rows && across * warps_across * 8 == columns && depth % step == 0);
-
-  struct Sums {
-    float value[parts][down][across][4];
-  };
-
-  KOKKOS_FUNCTION static void clear(Sums& sums) { sums = {}; }
-
-  KOKKOS_FUNCTION static int first_row(int thread) { return thread / 32 / warps_across * down * 16; }
-  KOKKOS_FUNCTION static int first_column(int thread) { return thread / 32 % warps_across * across * 8; }
-
-  /// Place of a lane's sum r in a piece.
+/// Place of a lane's sum r in a piece.
+struct WarpPlace {
   KOKKOS_FUNCTION static int row_of(int lane, int r) { return lane / 4 + r / 2 * 8; }
   KOKKOS_FUNCTION static int column_of(int lane, int r) { return lane % 4 * 2 + r % 2; }
+};
+
+/// A tile of rows x columns by `warps_down` x `warps_across` warps, each with a part of it in pieces of 16 x 8.
+template <class T, int rows, int columns, int depth_, int warps_down, int warps_across, int parts_, int stages_>
+struct WarpTile : device::MatrixTile<rows, columns, depth_, warps_down, warps_across, parts_, 32, 8, WarpPlace> {
+  using Tile = device::MatrixTile<rows, columns, depth_, warps_down, warps_across, parts_, 32, 8, WarpPlace>;
+  using Tile::across, Tile::depth, Tile::down, Tile::first_column, Tile::first_row, Tile::parts;
+  using typename Tile::Sums;
+  static constexpr int stages = stages_, step = 32 / int(sizeof(T));  // step: of k, of one instruction
+  static constexpr bool scratch_by_itself = true;
+  static_assert(depth % step == 0);
 
   /// `ldmatrix` reads 8 x 8 numbers of 16 bits from 8 lines of 16 bytes, given by 8 lanes each; lane l gets numbers
   /// 2 (l % 4) and the next of line l / 4, or transposed, of column l / 4 the lines 2 (l % 4) and the next. (Of FP8,
@@ -89,42 +81,6 @@ struct WarpTile {
       }
     }
 #endif
-  }
-
-  /// to += scale(row, column, part) * from.
-  template <class Scale>
-  KOKKOS_FUNCTION static void fold(int thread, const Sums& from, Sums& to, const Scale& scale) {
-    each_place(thread, [&](int i, int j, int r, int row, int column) {
-      MOE_UNROLL_ON_DEVICE
-      for (int part = 0; part < parts; ++part)
-        to.value[part][i][j][r] += from.value[part][i][j][r] * scale(row, column, part);
-    });
-  }
-
-  /// Calls f(row, column, values of all parts) for each of this thread's places in the tile.
-  template <class F>
-  KOKKOS_FUNCTION static void each(int thread, const Sums& sums, const F& f) {
-    each_place(thread, [&](int i, int j, int r, int row, int column) {
-      float values[parts];
-      MOE_UNROLL_ON_DEVICE
-      for (int part = 0; part < parts; ++part) values[part] = sums.value[part][i][j][r];
-      f(row, column, values);
-    });
-  }
-
-  /// Calls f(i, j, r, row, column) for sum r of piece (i, j), which belongs to a row and a column of the tile.
-  template <class F>
-  KOKKOS_FUNCTION static void each_place(int thread, const F& f) {
-    const int lane = thread % 32;
-    MOE_UNROLL_ON_DEVICE
-    for (int i = 0; i < down; ++i) {
-      MOE_UNROLL_ON_DEVICE
-      for (int j = 0; j < across; ++j) {
-        MOE_UNROLL_ON_DEVICE
-        for (int r = 0; r < 4; ++r)
-          f(i, j, r, first_row(thread) + i * 16 + row_of(lane, r), first_column(thread) + j * 8 + column_of(lane, r));
-      }
-    }
   }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

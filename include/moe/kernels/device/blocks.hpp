@@ -16,23 +16,6 @@ KOKKOS_INLINE_FUNCTION constexpr Index blocks_of(Index size) {
   return (size + scale_block - 1) / scale_block;
 }
 
-/// The largest of all lanes' numbers, in every lane. NaN is the largest of all.
-template <int lanes>
-KOKKOS_INLINE_FUNCTION std::uint32_t largest_of_lanes(std::uint32_t value) {
-#if defined(__CUDA_ARCH__)
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    const std::uint32_t other = __shfl_xor_sync(0xffffffffu, value, distance, lanes);
-    value = other > value ? other : value;
-  }
-#elif defined(__HIP_DEVICE_COMPILE__)
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    const auto other = std::uint32_t(__shfl_xor(int(value), distance, lanes));
-    value = other > value ? other : value;
-  }
-#endif
-  return value;
-}
-
 /// Blocks of `high` x 128 numbers of (matrices, rows, size), a warp each, as float8 and a scale (matrices, blocks down,
 /// blocks across).
 template <class T, int lanes>
@@ -67,7 +50,12 @@ struct ScaleBlocks {
         largest = bits > largest ? bits : largest;
       }
     }
-    const float magnitude = Kokkos::bit_cast<float>(largest_of_lanes<lanes>(largest));
+    const Team team{lane, lanes, lanes};
+    for (int mask = lanes / 2; mask > 0; mask /= 2) {  // NaN is the largest of all
+      const std::uint32_t other = team.exchange(largest, mask);
+      largest = other > largest ? other : largest;
+    }
+    const float magnitude = Kokkos::bit_cast<float>(largest);
     const float step = magnitude / float8_e4m3::largest;
     if (lane == 0) scale[block] = step;
     // Where the step is no normal number, division would not give 448 for the largest: then all are zeros, or all NaN.

@@ -10,18 +10,6 @@ MOE_NAMESPACE_BEGIN
 
 namespace kernels::device {
 
-/// The sum of all lanes' numbers, in every lane: neighbours at half the distance again and again.
-template <int lanes, class Real>
-KOKKOS_INLINE_FUNCTION Real sum_of_lanes(Real value) {
-#if defined(__CUDA_ARCH__)
-  for (int distance = lanes / 2; distance > 0; distance /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, distance, lanes);
-#elif defined(__HIP_DEVICE_COMPILE__)
-  for (int distance = lanes / 2; distance > 0; distance /= 2) value += __shfl_xor(value, distance, lanes);
-#endif
-  return value;
-}
-
 /// A unit is `high` rows of x times `wide` rows of w, by one warp.
 template <class T, int lanes, int high, int wide>
 struct Dots {
@@ -41,6 +29,7 @@ struct Dots {
   }
 
   KOKKOS_FUNCTION void multiply(Index row, Index column, int lane) const {
+    const Team team{lane, lanes, lanes};
     const T *x[high], *w[wide];  // rows behind the last are the last's, and nobody's results
     for (int i = 0; i < high; ++i) x[i] = product.a.data + least(row + i, product.m - 1) * product.a.row_stride;
     for (int j = 0; j < wide; ++j) w[j] = product.b.data + least(column + j, product.n - 1) * product.b.row_stride;
@@ -58,7 +47,7 @@ struct Dots {
     }
     for (int i = 0; i < high; ++i) {
       for (int j = 0; j < wide; ++j) {
-        const Sum total = sum_of_lanes<lanes>(sum[i][j]);
+        const Sum total = team.total_of(sum[i][j]);
         if (lane != (i * wide + j) % lanes || row + i >= product.m || column + j >= product.n) continue;
         T& c = product.c[(row + i) * product.n + column + j];
         c = T(product.accumulate ? Sum(c) + total : total);

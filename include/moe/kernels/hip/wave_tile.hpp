@@ -6,37 +6,29 @@
 /// Where numbers stand in a wavefront's registers is said by plain functions, which a test on hosts goes through.
 
 #include "moe/core/bfloat16.hpp"
-#include "moe/core/compiler.hpp"
 #include "moe/core/float16.hpp"
+#include "moe/kernels/device/matrix_tile.hpp"
 
 MOE_NAMESPACE_BEGIN
 
 namespace kernels::hip {
 
-/// A tile of rows x columns by `waves_down` x `waves_across` wavefronts, each with a part of it in pieces of 16 x 16.
-template <class T, int rows_, int columns_, int depth_, int waves_down, int waves_across, int parts_>
-struct WaveTile {
-  using Sum = float;
-  static constexpr int rows = rows_, columns = columns_, depth = depth_, parts = parts_, stages = 2;
-  static constexpr int threads = 64 * waves_down * waves_across;
-  static constexpr bool scratch_by_itself = false;
-  static constexpr int down = rows / waves_down / 16, across = columns / waves_across / 16;  // a wavefront's pieces
-  static constexpr int step = 16;                                                            // of k, of one instruction
-  static_assert(sizeof(T) == 2 && down * waves_down * 16 == rows && across * waves_across * 16 == columns &&
-                depth % step == 0);
-
-  struct Sums {
-    float value[parts][down][across][4];
-  };
-
-  KOKKOS_FUNCTION static void clear(Sums& sums) { sums = {}; }
-
-  KOKKOS_FUNCTION static int first_row(int thread) { return thread / 64 / waves_across * down * 16; }
-  KOKKOS_FUNCTION static int first_column(int thread) { return thread / 64 % waves_across * across * 16; }
-
-  /// Place of a lane's sum r in a piece.
+/// Place of a lane's sum r in a piece.
+struct WavePlace {
   KOKKOS_FUNCTION static int row_of(int lane, int r) { return lane / 16 * 4 + r; }
   KOKKOS_FUNCTION static int column_of(int lane, int) { return lane % 16; }
+};
+
+/// A tile of rows x columns by `waves_down` x `waves_across` wavefronts, each with a part of it in pieces of 16 x 16.
+template <class T, int rows, int columns, int depth_, int waves_down, int waves_across, int parts_>
+struct WaveTile : device::MatrixTile<rows, columns, depth_, waves_down, waves_across, parts_, 64, 16, WavePlace> {
+  using Tile = device::MatrixTile<rows, columns, depth_, waves_down, waves_across, parts_, 64, 16, WavePlace>;
+  using Tile::across, Tile::depth, Tile::down, Tile::first_column, Tile::first_row, Tile::parts;
+  using typename Tile::Sums;
+  static constexpr int stages = 2, step = 16;  // step: of k, of one instruction
+  static constexpr bool scratch_by_itself = false;
+  static_assert(sizeof(T) == 2 && depth % step == 0);
+
   /// Where number i of a lane's four comes from in a tile laid out as L says, A's rows or B's columns from `first`.
   template <class L>
   KOKKOS_FUNCTION static int factor(int lane, int i, int first, int k) {
@@ -69,42 +61,6 @@ struct WaveTile {
       }
     }
 #endif
-  }
-
-  /// to += scale(row, column, part) * from.
-  template <class Scale>
-  KOKKOS_FUNCTION static void fold(int thread, const Sums& from, Sums& to, const Scale& scale) {
-    each_place(thread, [&](int i, int j, int r, int row, int column) {
-      MOE_UNROLL_ON_DEVICE
-      for (int part = 0; part < parts; ++part)
-        to.value[part][i][j][r] += from.value[part][i][j][r] * scale(row, column, part);
-    });
-  }
-
-  /// Calls f(row, column, values of all parts) for each of this thread's places in the tile.
-  template <class F>
-  KOKKOS_FUNCTION static void each(int thread, const Sums& sums, const F& f) {
-    each_place(thread, [&](int i, int j, int r, int row, int column) {
-      float values[parts];
-      MOE_UNROLL_ON_DEVICE
-      for (int part = 0; part < parts; ++part) values[part] = sums.value[part][i][j][r];
-      f(row, column, values);
-    });
-  }
-
-  /// Calls f(i, j, r, row, column) for sum r of piece (i, j), which belongs to a row and a column of the tile.
-  template <class F>
-  KOKKOS_FUNCTION static void each_place(int thread, const F& f) {
-    const int lane = thread % 64;
-    MOE_UNROLL_ON_DEVICE
-    for (int i = 0; i < down; ++i) {
-      MOE_UNROLL_ON_DEVICE
-      for (int j = 0; j < across; ++j) {
-        MOE_UNROLL_ON_DEVICE
-        for (int r = 0; r < 4; ++r)
-          f(i, j, r, first_row(thread) + i * 16 + row_of(lane, r), first_column(thread) + j * 16 + column_of(lane, r));
-      }
-    }
   }
 
 #if defined(__HIP_DEVICE_COMPILE__)
