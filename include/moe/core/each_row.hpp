@@ -33,17 +33,10 @@ KOKKOS_FUNCTION void barrier(const Member& member, const Team& team) {
   member.team_barrier();
 }
 
-/// Says that a kernel's functor is to travel as its argument: Kokkos for CUDA would copy one of 512 bytes or more to
-/// constant memory, for which the host waits, and which a captured graph could not replay.
-template <class Policy>
-auto light(const Policy& policy) {
-  return Kokkos::Experimental::require(policy, Kokkos::Experimental::WorkItemProperty::HintLightWeight);
-}
-
 /// Enough teams of `threads` warps for `items` of them.
 template <class Space>
-Kokkos::TeamPolicy<Space> teams_for(const Space& space, Index items, int threads = rows_a_team<Space>) {
-  return Kokkos::TeamPolicy<Space>(space, int((items + threads - 1) / threads), threads, vector_lanes<Space>);
+Teams<Space> teams_for(const Space& space, Index items, int threads = rows_a_team<Space>) {
+  return Teams<Space>(space, int((items + threads - 1) / threads), threads, vector_lanes<Space>);
 }
 
 #if defined(MOE_SIMULATED_LANES)
@@ -95,7 +88,7 @@ void each_row_in_parts(const Space& space, const char* name, Index rows, int par
 #if !defined(MOE_SIMULATED_LANES)
     if (on_host<Space>) parts = 1;  // one lane takes all columns
 #endif
-    launch_teams(name, light(teams_for(space, rows * parts)), RowByTeam<Space, F>{f, rows, parts});
+    launch_teams(name, teams_for(space, rows * parts), RowByTeam<Space, F>{f, rows, parts});
   } else {
     each(space, name, rows, RowByThread<F>{f}, alone);
   }

@@ -165,7 +165,7 @@ class Router {
       const std::size_t bytes = Route::bytes(experts);
       Matrix<Real, Space> keys;
       if (bytes == 0) keys = scratch.template matrix<Real>(tokens, experts);
-      auto teams = detail::light(detail::teams_for(ctx.space, tokens));
+      auto teams = detail::teams_for(ctx.space, tokens);
       teams.set_scratch_size(0, Kokkos::PerThread(bytes));
       if (tokens != 0) detail::launch_teams("moe::Router::route", teams, Route{score, select, weigh, keys, tokens});
     } else if constexpr (RowSelection<Selection>) {

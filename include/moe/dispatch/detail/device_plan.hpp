@@ -274,7 +274,7 @@ void plan_by_teams(Context<Space>& ctx, const Assignments<Real, Space>& assignme
                                        scratch.template vector<int>(chunks),
                                        scratch.template matrix<int>(teams, plan.experts),
                                        scratch.template matrix<int>(teams, plan.experts)};
-  auto policy = light(teams_for(ctx.space, chunks, warps));
+  auto policy = teams_for(ctx.space, chunks, warps);
   policy.set_scratch_size(0, Kokkos::PerTeam(PlanTeam<Space>::bytes(plan.experts)));
   launch_teams("moe::dispatch::count", policy, CountByTeams<Real, Space>{steps, ctx.arrivals()});
   if (teams > 1) launch_teams("moe::dispatch::place", policy, PlaceByTeams<Real, Space>{steps});

@@ -59,7 +59,7 @@ struct Dots {
   KOKKOS_FUNCTION static Index least(Index a, Index b) { return a < b ? a : b; }
   KOKKOS_FUNCTION void read(const T* from, Index live, T (&to)[in_line]) const {
     if (lines && live >= in_line) {
-      *reinterpret_cast<Line*>(to) = *reinterpret_cast<const Line*>(from);
+      *reinterpret_cast<Block*>(to) = *reinterpret_cast<const Block*>(from);
     } else {
       for (int l = 0; l < in_line; ++l) to[l] = l < live ? from[l] : T(0.0f);
     }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "moe/core/blocks.hpp"
 #include "moe/kernels/product.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -13,9 +14,7 @@ namespace kernels::device {
 /// Bytes that one instruction moves.
 inline constexpr int line_bytes = 16;
 
-struct alignas(line_bytes) Line {
-  std::uint64_t half[2];
-};
+using moe::detail::Block;
 
 /// Copies a line. On NVIDIA's devices since sm_80 the copy goes on beside arithmetic.
 KOKKOS_INLINE_FUNCTION void copy_line(void* to, const void* from) {
@@ -23,7 +22,7 @@ KOKKOS_INLINE_FUNCTION void copy_line(void* to, const void* from) {
   const unsigned address = unsigned(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(address), "l"(from) : "memory");
 #else
-  *static_cast<Line*>(to) = *static_cast<const Line*>(from);
+  *static_cast<Block*>(to) = *static_cast<const Block*>(from);
 #endif
 }
 
@@ -77,7 +76,7 @@ KOKKOS_FUNCTION void load_tile(const Operand<T>& from, Index row, Index end_row,
     const T* const source = from.data + number * stride + inner + i;
     T* const at = to + o * Layout::pitch + i;
     if (number < 0 || live <= 0) {
-      *reinterpret_cast<Line*>(at) = {};
+      *reinterpret_cast<Block*>(at) = {};
     } else if (lines && live >= in_line) {
       copy_line(at, source);
     } else {
