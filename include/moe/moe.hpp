@@ -57,6 +57,9 @@
 #include "moe/balance/load.hpp"
 #include "moe/balance/losses.hpp"
 
+// Attention
+#include "moe/attention/self_attention.hpp"
+
 // All of it as one object, and published compositions
 #include "moe/layers/checkpointing.hpp"
 #include "moe/layers/moe_layer.hpp"

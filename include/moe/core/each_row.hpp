@@ -14,6 +14,15 @@ inline constexpr int vector_lanes = on_host<Space> ? 1 : device_lanes;
 template <class Space>
 inline constexpr int rows_a_team = on_host<Space> ? 1 : 4;
 
+/// The threads that share a row in each_row, as a constant.
+#if defined(MOE_SIMULATED_LANES)
+template <class Space>
+inline constexpr int row_lanes = device_lanes;
+#else
+template <class Space>
+inline constexpr int row_lanes = vector_lanes<Space>;
+#endif
+
 /// The lanes of a member's thread as a team, which takes a row or one of `parts` parts of its columns.
 template <class Member>
 KOKKOS_FUNCTION Team team_of(const Member&, [[maybe_unused]] int part = 0, [[maybe_unused]] int parts = 1) {

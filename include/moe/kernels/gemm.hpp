@@ -72,35 +72,38 @@ void grouped_backward_weight(const Space& space, const Vector<Index, Space>& exp
   detail::run(space, product);
 }
 
+// Dense products. `exact`, as routers need it: devices never shorten factors, and sum in an order that the number of
+// rows does not change.
+
 /// out = x w^T. x (T, K), w (N, K), out (T, N) overwritten.
-template <class T, class Space>
+template <class T, class Space, bool exact = true>
 void dense_forward(const Space& space, const Matrix<const T, Space>& x, const Matrix<const T, Space>& w,
                    const Matrix<T, Space>& out) {
   const Index n = w.extent(0), k = w.extent(1);
   const auto product =
       Product<T>::dense(x.extent(0), n, k, {x.data(), k, 1, 0}, {w.data(), k, 1, 0}, out.data(), false);
-  if constexpr (moe::detail::device_path<Space>) {
+  if constexpr (moe::detail::device_path<Space> && exact) {
     device::dots(space, product);
   } else {
-    cpu::multiply(space, product);
+    detail::run<exact>(space, product);
   }
 }
 
 /// dx = dout w, or dx += dout w. dout (T, N), w (N, K), dx (T, K).
-template <class T, class Space>
+template <class T, class Space, bool exact = true>
 void dense_backward_rows(const Space& space, const Matrix<const T, Space>& dout, const Matrix<const T, Space>& w,
                          const Matrix<T, Space>& dx, bool accumulate) {
   const Index n = w.extent(0), k = w.extent(1);
-  detail::run<true>(space, Product<T>::dense(dout.extent(0), k, n, {dout.data(), n, 1, 0}, {w.data(), 1, k, 0},
-                                             dx.data(), accumulate));
+  detail::run<exact>(space, Product<T>::dense(dout.extent(0), k, n, {dout.data(), n, 1, 0}, {w.data(), 1, k, 0},
+                                              dx.data(), accumulate));
 }
 
 /// dw += dout^T x. dout (T, N), x (T, K), dw (N, K).
-template <class T, class Space>
+template <class T, class Space, bool exact = true>
 void dense_backward_weight(const Space& space, const Matrix<const T, Space>& dout, const Matrix<const T, Space>& x,
                            const Matrix<T, Space>& dw) {
   const Index n = dw.extent(0), k = dw.extent(1);
-  detail::run<true>(
+  detail::run<exact>(
       space, Product<T>::dense(n, k, dout.extent(0), {dout.data(), 1, n, 0}, {x.data(), 1, k, 0}, dw.data(), true));
 }
 

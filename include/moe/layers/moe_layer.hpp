@@ -2,7 +2,6 @@
 /// @file
 /// `MoELayer`: router, dispatch, experts, combine, branches and losses as one object.
 
-#include <atomic>
 #include <memory>
 #include <optional>
 
@@ -13,6 +12,7 @@
 #include "moe/dispatch/dispatch.hpp"
 #include "moe/layers/checkpointing.hpp"
 #include "moe/layers/concepts.hpp"
+#include "moe/layers/detail/layer.hpp"
 #include "moe/layers/detail/parts.hpp"
 #include "moe/layers/input.hpp"
 #include "moe/layers/latent.hpp"
@@ -193,7 +193,7 @@ class MoELayer {
     detail::allocate_parts(Branches{}, policies_, shape, parameters.branches);
     detail::allocate_parts(Outputs{}, policies_, shape, parameters.outputs);
     buffers.router = router_.template buffers<Real, Space>(router_shape);
-    initialise();
+    detail::initialise_layer<Space>(parameters, seed_, config_.layer, config_.initial_scale);
   }
   MoELayer(const MoELayer&) = delete;
   MoELayer& operator=(const MoELayer&) = delete;
@@ -331,17 +331,6 @@ class MoELayer {
                                  "moe::MoELayer: hidden ", config_.hidden, ", intermediate ", config_.intermediate,
                                  ", experts ", config_.experts, "; all must be positive.");
     capacity_.check(config_.experts);
-  }
-
-  void initialise() {
-    const typename Space::execution_space space{};
-    auto draw = [&](std::string_view name, const auto& view) {
-      const Seed seed{seed_.value * 0x9E3779B97F4A7C15ull + config_.layer};
-      const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
-      if (!bias && view.rank() > 1) detail::initialise(space, name, view, seed, config_.initial_scale);
-    };
-    Parameters::visit(draw, parameters);
-    space.fence("moe::MoELayer");
   }
 
   const LatentPolicy& latent() const { return std::get<LatentPolicy>(policies_); }

@@ -12,13 +12,7 @@ template <class... Policies>
 void MoELayer<Policies...>::check(const Batch<Scalar, Space>& batch) const {
   using detail::require;
   const Index tokens = batch.tokens();
-  require<ShapeError>(batch.hidden() == config_.hidden, "moe::MoELayer::forward: x has shape (", tokens, ", ",
-                      batch.hidden(), "), but hidden is ", config_.hidden, ".");
-  require<ShapeError>(tokens < 2 || Index(batch.x.stride(0)) == batch.hidden(),
-                      "moe::MoELayer::forward: the rows of x are ", batch.x.stride(0), " apart, but ", batch.hidden(),
-                      " wide. Copy the subview into a moe::Matrix first.");
-  require<ShapeError>(!batch.mask.is_allocated() || Index(batch.mask.extent(0)) == tokens,
-                      "moe::MoELayer::forward: a mask of ", batch.mask.extent(0), " for ", tokens, " tokens.");
+  detail::check_tokens("moe::MoELayer", batch, config_.hidden);
   require<ShapeError>(!batch.draws.is_allocated() || Index(batch.draws.extent(0)) == tokens,
                       "moe::MoELayer::forward: draws for ", batch.draws.extent(0), " tokens, but there are ", tokens,
                       ".");
@@ -186,16 +180,8 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
 template <class... Policies>
 auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy_given, Tape& tape,
                                  Gradients& gradients, double loss_scale) const -> Matrix<Scalar, Space> {
-  detail::require<Error>(tape.owner == id_, "moe::MoELayer::backward: this tape ",
-                         tape.owner == 0 ? "is empty. Run forward(ctx, x, tape) first."
-                                         : "belongs to another layer. Give the tape of this layer's forward.");
-  detail::require<Error>(gradients.owner == id_,
-                         "moe::MoELayer::backward: these gradients belong to "
-                         "another layer. Make them with gradients().");
   const Index tokens = tape.batch.tokens(), row_count = tape.plan.rows, width = inner_width();
-  detail::require<ShapeError>(Index(dy_given.extent(0)) == tokens && Index(dy_given.extent(1)) == config_.hidden,
-                              "moe::MoELayer::backward: dy has shape (", dy_given.extent(0), ", ", dy_given.extent(1),
-                              "), expected (", tokens, ", ", config_.hidden, ").");
+  detail::check_backward("moe::MoELayer", id_, tape.owner, gradients.owner, dy_given, tokens, config_.hidden);
   detail::require<Error>(Index(tape.dx.extent(0)) == tokens || !capturing(ctx.space),
                          "moe::MoELayer::backward cannot be captured in a graph yet: this tape holds no backward of ",
                          tokens, " tokens, so it has to allocate. Run the same calls once before capturing.");

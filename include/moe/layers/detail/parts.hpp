@@ -2,7 +2,6 @@
 /// @file
 /// The parts of a layer that come in any number: branches, output policies and losses.
 
-#include <atomic>
 #include <string>
 #include <tuple>
 
@@ -13,11 +12,6 @@
 MOE_NAMESPACE_BEGIN
 
 namespace detail {
-
-inline std::uint64_t next_layer_id() {
-  static std::atomic<std::uint64_t> next{0};
-  return ++next;
-}
 
 /// The parameters of each branch or output policy, one after another; each puts its `name` before its arrays'.
 template <class Branches, class T, class Space>

@@ -1,0 +1,63 @@
+#pragma once
+/// @file
+/// What all layers share: their numbers, the checks of their calls, fresh weights.
+
+#include <atomic>
+
+#include "moe/core/batch.hpp"
+#include "moe/core/parameter.hpp"
+
+MOE_NAMESPACE_BEGIN
+
+namespace detail {
+
+inline std::uint64_t next_layer_id() {
+  static std::atomic<std::uint64_t> next{0};
+  return ++next;
+}
+
+/// Throws where the batch's arrays do not fit each other, or the layer.
+template <class T, class Space>
+void check_tokens(const char* layer, const Batch<T, Space>& batch, Index hidden) {
+  const Index tokens = batch.tokens();
+  require<ShapeError>(batch.hidden() == hidden, layer, "::forward: x has shape (", tokens, ", ", batch.hidden(),
+                      "), but hidden is ", hidden, ".");
+  require<ShapeError>(tokens < 2 || Index(batch.x.stride(0)) == batch.hidden(), layer, "::forward: the rows of x are ",
+                      batch.x.stride(0), " apart, but ", batch.hidden(),
+                      " wide. Copy the subview into a moe::Matrix first.");
+  require<ShapeError>(!batch.mask.is_allocated() || Index(batch.mask.extent(0)) == tokens, layer,
+                      "::forward: a mask of ", batch.mask.extent(0), " for ", tokens, " tokens.");
+  require<ShapeError>(!batch.positions.is_allocated() || Index(batch.positions.extent(0)) == tokens, layer,
+                      "::forward: positions for ", batch.positions.extent(0), " tokens, but there are ", tokens, ".");
+}
+
+/// Throws where a tape or gradients are another layer's, or dy has not the shape of what forward gave.
+template <class DY>
+void check_backward(const char* layer, std::uint64_t id, std::uint64_t tape, std::uint64_t gradients, const DY& dy,
+                    Index tokens, Index hidden) {
+  require<Error>(tape == id, layer, "::backward: this tape ",
+                 tape == 0 ? "is empty. Run forward(ctx, x, tape) first."
+                           : "belongs to another layer. Give the tape of this layer's forward.");
+  require<Error>(gradients == id, layer,
+                 "::backward: these gradients belong to another layer. Make them with gradients().");
+  require<ShapeError>(Index(dy.extent(0)) == tokens && Index(dy.extent(1)) == hidden, layer,
+                      "::backward: dy has shape (", dy.extent(0), ", ", dy.extent(1), "), expected (", tokens, ", ",
+                      hidden, ").");
+}
+
+/// Draws fresh weights, by the seed and the layer's number; vectors and biases keep what they hold.
+template <class Space, class Parameters>
+void initialise_layer(Parameters& parameters, Seed seed, std::uint32_t layer, double scale) {
+  const typename Space::execution_space space{};
+  const Seed own{seed.value * 0x9E3779B97F4A7C15ull + layer};
+  auto draw = [&](std::string_view name, const auto& view) {
+    const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
+    if (!bias && view.rank() > 1) initialise(space, name, view, own, scale);
+  };
+  Parameters::visit(draw, parameters);
+  space.fence("moe::initialise_layer");
+}
+
+}  // namespace detail
+
+MOE_NAMESPACE_END
