@@ -64,6 +64,7 @@
 #include "moe/layers/checkpointing.hpp"
 #include "moe/layers/moe_layer.hpp"
 #include "moe/layers/packed.hpp"
+#include "moe/layers/transformer_block.hpp"
 #include "moe/models/deepseek.hpp"
 #include "moe/models/gshard.hpp"
 #include "moe/models/mixtral.hpp"
