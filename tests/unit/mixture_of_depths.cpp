@@ -12,6 +12,7 @@ using MoE = HostLayer<double, moe::Router<moe::Softmax, moe::TopK<2>>, moe::Expe
 using BalancedMoE = HostLayer<double, moe::Router<moe::Softmax, moe::TopK<2>>, moe::ExpertFFN<moe::SiLU>,
                               moe::SwitchBalanceLoss, moe::RouterZLoss>;
 using Tanh = TanhBlock<double>;
+using moe::DepthChoice;
 const moe::MoEConfig moe_config{.hidden = 7, .intermediate = 5, .experts = 4};
 
 std::vector<Index> ones(const moe::Vector<std::uint8_t, Space>& marks) {
@@ -81,7 +82,7 @@ TEST_CASE("Gradients flow where a causal rule chose, too") {
   ctx.training = false;
   Layer::Tape tape;
   layer.forward(ctx, tokens.batch, tape);
-  CHECK(tape.choice == moe::DepthChoice::router);
+  CHECK(tape.choice == DepthChoice::router);
   CHECK(tape.loss() == 0);
 }
 
@@ -239,6 +240,54 @@ TEST_CASE("A mixture of depths takes no tokens, nothing but padding, and all of 
   check_gradient(tokens.x, clone(dx), value);
   CHECK(same_bits(dense.backward(ctx, tokens.dy, dense_tape, dense_gradients), dx));
   CHECK(same_bits(dense_gradients.block.experts.down, residual_gradients.experts.down));
+}
+
+/// y, dx and all gradients of a step on `On`, one behind the other: in training, and by a causal rule.
+template <class On, class T>
+std::vector<double> everything(DepthChoice rule) {
+  using Experts = moe::MoELayer<moe::On<On>, moe::Precision<T>, moe::Router<moe::Softmax, moe::TopK<2>>>;
+  using Layer = moe::MixtureOfDepths<Experts, moe::ChoiceCrossEntropy, moe::DepthPredictor>;
+  Layer layer({.block = {.hidden = 40, .intermediate = 24, .experts = 5}, .capacity = 0.3}, moe::Seed{3});
+  using M = moe::Matrix<T, On>;
+  const auto x = random<M>(1, 70, 40), dy = random<M>(2, 70, 40);
+  moe::Vector<std::uint8_t, On> mask("mask", 70);
+  const auto host_mask = Kokkos::create_mirror_view(mask);
+  for (Index t = 0; t < 70; ++t) host_mask(t) = t % 9 != 4;
+  Kokkos::deep_copy(mask, host_mask);
+  moe::Batch<T, On> batch;
+  batch.x = x;
+  batch.mask = mask;
+  batch.sequence_offsets = indices<On>({0, 31, 31, 70});
+  moe::Context<On> ctx;
+  ctx.training = rule == DepthChoice::top_k;
+  layer.inference = rule;
+  typename Layer::Tape tape;
+  auto gradients = layer.gradients();
+  std::vector<double> result;
+  auto keep = [&](std::string_view, const auto& view) {
+    const auto values = host(view);
+    for (std::size_t i = 0; i < values.size(); ++i) result.push_back(double(values.data()[i]));
+  };
+  keep("y", layer.forward(ctx, batch, tape));
+  keep("chosen", tape.chosen);
+  keep("dx", layer.backward(ctx, dy, tape, gradients));
+  result.push_back(tape.loss());
+  Layer::Parameters::visit(keep, static_cast<typename Layer::Parameters&>(gradients));
+  return result;
+}
+
+TEMPLATE_LIST_TEST_CASE("A mixture of depths does the same on every backend and in every precision", "", Cases) {
+  for (DepthChoice rule : {DepthChoice::top_k, DepthChoice::router, DepthChoice::predictor}) {
+    const auto got = everything<typename TestType::Space, typename TestType::T>(rule);
+    const auto expected = everything<Space, double>(rule);
+    REQUIRE(got.size() == expected.size());
+    double worst = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const double error = std::abs(got[i] - expected[i]) / (1 + std::abs(expected[i]));
+      worst = error <= worst ? worst : error;
+    }
+    CHECK(worst < 10 * tolerance<typename TestType::T>(70));
+  }
 }
 
 TEST_CASE("Mixtures of depths say what does not fit") {
