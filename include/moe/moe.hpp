@@ -67,6 +67,7 @@
 #include "moe/layers/moe_layer.hpp"
 #include "moe/layers/packed.hpp"
 #include "moe/layers/residual.hpp"
+#include "moe/layers/sequential.hpp"
 #include "moe/layers/transformer_block.hpp"
 #include "moe/models/deepseek.hpp"
 #include "moe/models/gshard.hpp"
