@@ -290,6 +290,28 @@ TEMPLATE_LIST_TEST_CASE("A mixture of depths does the same on every backend and 
   }
 }
 
+TEST_CASE("A mixture of depths keeps its router and predictor in f32 around a block in bf16") {
+  using Experts = moe::MoELayer<moe::On<Space>, moe::Precision<moe::bfloat16, float>>;
+  using Layer = moe::MixtureOfDepths<Experts, moe::ChoiceCrossEntropy, moe::DepthPredictor>;
+  static_assert(std::is_same_v<decltype(Layer::Parameters::predictor.weight)::value_type, float>);
+  Layer layer({.block = {.hidden = 16, .intermediate = 8, .experts = 4}, .capacity = 0.25}, moe::Seed{3});
+  const auto x = random<moe::Matrix<moe::bfloat16, Space>>(1, 40, 16);
+  moe::Context<Space> ctx;
+  Layer::Tape tape;
+  auto gradients = layer.gradients();
+  const auto y = layer.forward(ctx, x, tape);
+  const auto dx = layer.backward(ctx, x, tape, gradients);
+  CHECK(ones(tape.chosen).size() == 10);
+  for (Index t = 0; t < 40; ++t) {
+    for (Index h = 0; h < 16; ++h) {
+      CHECK((tape.chosen(t) != 0 || float(y(t, h)) == float(x(t, h))));
+      CHECK(std::abs(float(dx(t, h))) < 10);  // NaN is not
+    }
+  }
+  CHECK(largest(gradients.predictor.first) > 1e-4);
+  CHECK(largest(gradients.router.weight) > 1e-4);
+}
+
 TEST_CASE("Mixtures of depths say what does not fit") {
   using Layer = moe::MixtureOfDepths<Tanh, moe::ChoiceCrossEntropy>;
   for (double capacity : {0.0, -1.0, 1.5}) {

@@ -5,7 +5,9 @@
 
 #include "moe/balance/choice_cross_entropy.hpp"
 #include "moe/core/activation.hpp"
+#include "moe/core/each_row.hpp"
 #include "moe/kernels/gemm.hpp"
+#include "moe/routing/linear_logits.hpp"
 
 MOE_NAMESPACE_BEGIN
 
