@@ -58,6 +58,7 @@
 #include "moe/balance/losses.hpp"
 
 // Attention
+#include "moe/attention/mixture_of_attention_heads.hpp"
 #include "moe/attention/self_attention.hpp"
 
 // All of it as one object, and published compositions
