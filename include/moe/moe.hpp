@@ -53,6 +53,7 @@
 #include "moe/combine/shared_experts.hpp"
 
 // How even the loads are, and what makes them so
+#include "moe/balance/entropy_loss.hpp"
 #include "moe/balance/gate_losses.hpp"
 #include "moe/balance/load.hpp"
 #include "moe/balance/losses.hpp"
@@ -60,6 +61,7 @@
 // Attention
 #include "moe/attention/mixture_of_attention_heads.hpp"
 #include "moe/attention/self_attention.hpp"
+#include "moe/attention/switch_head.hpp"
 
 // All of it as one object, and published compositions
 #include "moe/layers/checkpointing.hpp"
