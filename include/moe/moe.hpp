@@ -54,12 +54,15 @@
 
 // How even the loads are, and what makes them so
 #include "moe/balance/choice_cross_entropy.hpp"
+#include "moe/balance/entropy_loss.hpp"
 #include "moe/balance/gate_losses.hpp"
 #include "moe/balance/load.hpp"
 #include "moe/balance/losses.hpp"
 
 // Attention
+#include "moe/attention/mixture_of_attention_heads.hpp"
 #include "moe/attention/self_attention.hpp"
+#include "moe/attention/switch_head.hpp"
 
 // All of it as one object, and published compositions
 #include "moe/layers/checkpointing.hpp"

@@ -1,4 +1,6 @@
 // Attention against sums written out, its gradients, and its cache.
+#include "moe_test/attention.hpp"
+
 #include <moe/moe.hpp>
 
 #include "moe_test/layer_gradients.hpp"
@@ -6,29 +8,6 @@
 namespace attention_test {
 
 using namespace moe_test;
-
-/// Which tokens of which sequences see each other.
-struct Setting {
-  std::vector<Index> offsets;
-  std::vector<std::uint8_t> mask = {};
-  std::vector<Index> positions = {};
-};
-
-template <class T, class Space>
-moe::Batch<T, Space> batch_of(const moe::Matrix<T, Space>& x, const Setting& setting) {
-  moe::Batch<T, Space> batch;
-  batch.x = x;
-  batch.sequence_offsets = indices<Space>(setting.offsets);
-  if (!setting.positions.empty()) batch.positions = indices<Space>(setting.positions);
-  if (!setting.mask.empty()) {
-    moe::Vector<std::uint8_t, Space> mask("mask", setting.mask.size());
-    const auto copy = Kokkos::create_mirror_view(mask);
-    std::copy(setting.mask.begin(), setting.mask.end(), copy.data());
-    Kokkos::deep_copy(mask, copy);
-    batch.mask = mask;
-  }
-  return batch;
-}
 
 /// The layer's equations, one token, head and key after another, in double.
 template <class Layer>
@@ -89,18 +68,6 @@ std::vector<double> expected(const Layer& layer, const moe::Batch<typename Layer
     }
   }
   return y;
-}
-
-template <class View>
-double worst(const View& result, const std::vector<double>& values) {
-  const auto copy = host(result);
-  REQUIRE(copy.size() == values.size());
-  double most = 0;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const double error = std::abs(double(copy.data()[i]) - values[i]);
-    most = error <= most ? most : error;
-  }
-  return most;
 }
 
 template <class Case>
@@ -183,39 +150,9 @@ TEMPLATE_LIST_TEST_CASE("Gradients of long sequences agree between f32 and f64",
 }
 
 TEMPLATE_LIST_TEST_CASE("Token by token with a cache, attention gives what it gives at once", "", Cases) {
-  using T = typename TestType::T;
-  using Space = typename TestType::Space;
   const moe::AttentionConfig config{.hidden = 24, .heads = 4, .key_heads = 2};
   LayerOf<TestType> layer(config, moe::Seed{8});
-  moe::Context<Space> ctx;
-  const Index lengths[] = {37, 21};  // the second starts later: steps of it are empty until then
-  const Setting setting{{0, 37, 58}};
-  const auto x = random<moe::Matrix<T, Space>>(3, 58, 24);
-  const auto at_once = host(clone(layer.forward(ctx, batch_of<T, Space>(x, setting))));
-  auto cache = layer.cache(2, 40);
-  double most = 0;
-  for (Index step = 0; step < lengths[0];) {
-    const Index count = step == 0 ? 9 : 1;  // a prompt, then one by one
-    std::vector<Index> rows, offsets{0};
-    for (Index s = 0; s < 2; ++s) {
-      for (Index i = step; i < step + count; ++i) {
-        const Index own = i - (lengths[0] - lengths[s]);
-        if (own >= 0) rows.push_back(setting.offsets[std::size_t(s)] + own);
-      }
-      offsets.push_back(Index(rows.size()));
-    }
-    moe::Matrix<T, Space> part("part", rows.size(), 24);
-    for (std::size_t i = 0; i < rows.size(); ++i)
-      Kokkos::deep_copy(Kokkos::subview(part, i, Kokkos::ALL), Kokkos::subview(x, rows[i], Kokkos::ALL));
-    const auto y = host(clone(layer.forward(ctx, batch_of<T, Space>(part, {offsets}), cache)));
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      for (Index h = 0; h < 24; ++h) most = std::max(most, std::abs(double(y(i, h)) - double(at_once(rows[i], h))));
-    }
-    step += count;
-  }
-  CHECK(most < 20 * tolerance<T>(24));
-  CHECK(host(cache.length)(0) == 37);
-  CHECK(host(cache.length)(1) == 21);
+  check_cache(layer);
 }
 
 TEST_CASE("Attention says what does not fit") {

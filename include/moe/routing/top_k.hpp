@@ -38,6 +38,41 @@ struct TopK {
   }
 };
 
+/// The K largest keys of each group of neighbours: E experts are `groups` groups of E / groups, and a token makes
+/// groups * K choices, group by group, each in descending order. For heads with experts of their own (SwitchHead, which
+/// sets `groups`).
+template <int fixed_k>
+struct TopKPerGroup {
+  using policy = kind::selection;
+  static constexpr bool takes_team = true;
+  static constexpr bool unranked = true;
+  static constexpr int k = fixed_k;
+  static_assert(fixed_k > 0, "moe::TopKPerGroup<k>: k is the number of choices in each group, at least 1.");
+  Index groups = 1;
+
+  Index choices() const { return groups * k; }
+
+  void check(const RouterShape& shape) const {
+    detail::require<ConfigError>(groups > 0 && shape.experts % groups == 0, "moe::TopKPerGroup: ", shape.experts,
+                                 " experts do not divide into ", groups, " groups.");
+    detail::require<ConfigError>(k <= shape.experts / groups, "moe::TopKPerGroup: cannot choose ", int(k), " of ",
+                                 shape.experts / groups, " experts in each group. Choose 1 to ", shape.experts / groups,
+                                 ".");
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void select(const Team& team, Row<Real> key, Row<ExpertId> chosen) const {
+    const Index experts = key.size / groups;
+    for (Index g = 0; g < groups; ++g) {
+      const Row<ExpertId> own{chosen.data + g * k, k};
+      detail::take_largest(team, Row<Real>{key.data + g * experts, experts}, own);
+      team.each(k, [&](Index i) {
+        if (own[i] != no_expert) own[i] += ExpertId(g * experts);
+      });
+    }
+  }
+};
+
 /// The largest keys in descending order until they sum to p: at least `floor`, at most `cap` experts (Huang et al.
 /// 2024, "Harder tasks need more experts"). Keys are to be probabilities: softmax scores, no balancing bias.
 struct TopP {

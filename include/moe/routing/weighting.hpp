@@ -44,6 +44,26 @@ struct NormalizeSum {
   }
 };
 
+/// w = s / (sum s + epsilon), where the gradient takes the sum for a constant (Zhang et al. 2022, "Mixture of attention
+/// heads": Detach).
+struct NormalizeDetachedSum {
+  using policy = kind::weighting;
+  static constexpr bool takes_team = true;
+  static constexpr bool divides_by_sum = true;
+  double epsilon = 1e-20;
+
+  template <class Real>
+  KOKKOS_FUNCTION void apply(const Team& team, Row<Real> weights) const {
+    NormalizeSum{epsilon}.apply(team, weights);
+  }
+
+  template <class Real>
+  KOKKOS_FUNCTION void pullback(const Team& team, Row<const Real> before, Row<Real> gradient) const {
+    const Real total = team.sum<Real>(before.size, [&](Index i) { return before[i]; }) + Real(epsilon);
+    if (total != Real(0)) team.each(before.size, [&](Index i) { gradient[i] /= total; });
+  }
+};
+
 /// w = s / max(sum s, minimum) (ERNIE 4.5: 1e-12).
 struct NormalizeMax {
   using policy = kind::weighting;
