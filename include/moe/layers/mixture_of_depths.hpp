@@ -61,12 +61,12 @@ struct DepthRouterOf {
 /// Sizes of a mixture of depths around `Block`.
 template <class Block>
 struct MixtureOfDepthsConfig {
-  typename Block::Config block;  ///< of the block; not read where a block is given
-  double capacity = 0.125;       ///< the part of a sequence's tokens that goes through the block, at least one token
-  Index router_hidden = 0;       ///< width of Batch::router_input, where it is not H
-  std::uint32_t layer = 0;       ///< number of the layer in its model: keys its random draws
-  double initial_scale = 1;      ///< router and predictor start as N(0, initial_scale^2 / fan_in)
-  Index hidden = 0;              ///< H: the block's, filled in
+  typename Block::Config block{};  ///< of the block; not read where a block is given
+  double capacity = 0.125;         ///< the part of a sequence's tokens that goes through the block, at least one token
+  Index router_hidden = 0;         ///< width of Batch::router_input, where it is not H
+  std::uint32_t layer = 0;         ///< number of the layer in its model: keys its random draws
+  double initial_scale = 1;        ///< router and predictor start as N(0, initial_scale^2 / fan_in)
+  Index hidden = 0;                ///< H: the block's, filled in
 };
 
 /// The k = max(1, capacity n) best of the n tokens of each sequence go through a block: y = x + r f(x), r = w . x; for
