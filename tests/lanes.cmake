@@ -3,11 +3,13 @@ if(MOE_DEVICE)
   return()
 endif()
 
-set(_lane_tests teams device_plan layer_parts)
-moe_program(moe_lane_tests lanes/simulation.cpp lanes/teams.cpp unit/device_plan.cpp unit/layer_parts.cpp)
+set(_lane_tests teams device_plan layer_parts mixture_of_depths)
+moe_program(moe_lane_tests lanes/simulation.cpp lanes/teams.cpp unit/device_plan.cpp unit/layer_parts.cpp
+            unit/mixture_of_depths.cpp)
 target_include_directories(moe_lane_tests PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
-target_compile_definitions(moe_lane_tests PRIVATE MOE_DEVICE_PATHS MOE_SIMULATED_LANES)
-target_link_libraries(moe_lane_tests PRIVATE moe_catch2_main)
+target_compile_definitions(moe_lane_tests PRIVATE MOE_DEVICE_PATHS MOE_SIMULATED_LANES
+  MOE_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/data")
+target_link_libraries(moe_lane_tests PRIVATE moe_catch2_main nlohmann_json::nlohmann_json)
 foreach(_name IN LISTS _lane_tests)
   add_test(NAME lanes.${_name} COMMAND moe_lane_tests -\# [\#${_name}] ${MOE_CATCH2_NO_TESTS_FAIL})
   set_tests_properties(lanes.${_name} PROPERTIES TIMEOUT 600

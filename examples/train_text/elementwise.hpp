@@ -1,6 +1,6 @@
 #pragma once
 /// @file
-/// The transformer's small parts: embedding, RMSNorm, residual sums, cross-entropy. Forward and backward. Arrays are of
+/// The transformer's small parts: embedding and cross-entropy. Forward and backward. Arrays are of
 /// type T, which may have 16 bits; sums and statistics are moe::RouterReal<T>.
 
 #include <moe/moe.hpp>
@@ -54,67 +54,6 @@ struct EmbedGradient {
     for (Index t = 0; t < Index(dx.extent(0)); ++t) sums(tokens(t), h) += Real(dx(t, h));
     for (Index v = 0; v < Index(sums.extent(0)); ++v) gradient(v, h) = T(Real(gradient(v, h)) + sums(v, h));
   }
-};
-
-/// y = x * weight / sqrt(mean(x^2) + epsilon) (Zhang and Sennrich 2019); keeps the reciprocal root.
-template <class T, class Space>
-struct RmsNorm {
-  using Real = moe::RouterReal<T>;
-  static constexpr double epsilon = 1e-6;
-  Matrix<T, Space> x;
-  Vector<T, Space> weight;
-  Matrix<T, Space> y;
-  Vector<Real, Space> inverse;
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    const Index n = x.extent(1);
-    Real squares = 0;
-    for (Index h = 0; h < n; ++h) squares += Real(x(t, h)) * Real(x(t, h));
-    const Real r = Real(1) / Kokkos::sqrt(squares / Real(n) + Real(epsilon));
-    inverse(t) = r;
-    for (Index h = 0; h < n; ++h) y(t, h) = T(Real(x(t, h)) * r * Real(weight(h)));
-  }
-};
-
-/// dx += the pullback of dy.
-template <class T, class Space>
-struct RmsNormGradient {
-  using Real = moe::RouterReal<T>;
-  Matrix<T, Space> x, dy;
-  Vector<T, Space> weight;
-  Vector<Real, Space> inverse;
-  Matrix<T, Space> dx;
-  KOKKOS_FUNCTION void operator()(Index t) const {
-    const Index n = x.extent(1);
-    const Real r = inverse(t);
-    Real dot = 0;
-    for (Index h = 0; h < n; ++h) dot += Real(dy(t, h)) * Real(weight(h)) * Real(x(t, h));
-    const Real mean = dot * r * r / Real(n);
-    for (Index h = 0; h < n; ++h)
-      dx(t, h) = T(Real(dx(t, h)) + r * (Real(dy(t, h)) * Real(weight(h)) - Real(x(t, h)) * mean));
-  }
-};
-
-/// The weight's gradient; an item is a column.
-template <class T, class Space>
-struct RmsNormWeightGradient {
-  using Real = moe::RouterReal<T>;
-  Matrix<T, Space> x, dy;
-  Vector<Real, Space> inverse;
-  Vector<T, Space> gradient;
-  KOKKOS_FUNCTION void operator()(Index h) const {
-    Real sum = 0;
-    for (Index t = 0; t < Index(x.extent(0)); ++t) sum += Real(dy(t, h)) * Real(x(t, h)) * inverse(t);
-    gradient(h) = T(Real(gradient(h)) + sum);
-  }
-};
-
-/// y = a + b, or y += b.
-template <class T>
-struct Add {
-  using Real = moe::RouterReal<T>;
-  const T *a, *b;
-  T* y;
-  KOKKOS_FUNCTION void operator()(Index i) const { y[i] = T(Real(a[i]) + Real(b[i])); }
 };
 
 /// losses(t) = -log softmax(logits(t))[target]; logits become their gradient times scale.

@@ -20,6 +20,7 @@ nlohmann::json run_deepseek_v3(const Options&, const Corpus&);
 nlohmann::json run_deepseek_v3_bf16(const Options&, const Corpus&);
 nlohmann::json run_deepseek_v3_f16(const Options&, const Corpus&);
 nlohmann::json run_expert_choice(const Options&, const Corpus&);
+nlohmann::json run_mixture_of_depths(const Options&, const Corpus&);
 
 struct ModelEntry {
   using Run = nlohmann::json (*)(const Options&, const Corpus&);
@@ -48,7 +49,8 @@ inline const std::map<std::string, ModelEntry>& models() {
        {run_expert_choice, "Expert choice",
         "An expert compares a token with later ones of its sequence, so this model sees a little of what it predicts: "
         "its loss is no fair comparison, and it cannot generate text token by token.",
-        nullptr, nullptr}}};
+        nullptr, nullptr}},
+      {"mixture-of-depths", {run_mixture_of_depths, "Mixture of depths", "", nullptr, nullptr}}};
   return all;
 }
 

@@ -13,11 +13,13 @@ nlohmann::json run_deepseek_v3_in(const Options& options, const Corpus& corpus) 
   const Router router{moe::Scale{1.5},
                       moe::BiasBalancer{options.balanced ? 0.01 : 0.0}};  // a short run: ten times the paper's rate
   const moe::SequenceBalanceLoss loss(options.balanced ? 1e-4 : 0.0);
-  auto make_layer = [&](moe::Index number) {
-    return Layer(
-        typename Layer::Config{
-            .hidden = options.hidden, .intermediate = options.hidden, .experts = 16, .layer = std::uint32_t(number)},
-        router, loss, moe::Seed{options.seed});
+  auto make_block = [&](moe::Index number) {
+    return text::block_of(options, number,
+                          Layer(typename Layer::Config{.hidden = options.hidden,
+                                                       .intermediate = options.hidden,
+                                                       .experts = 16,
+                                                       .layer = std::uint32_t(number)},
+                                router, loss, moe::Seed{options.seed}));
   };
-  return text::Trainer<Layer>(options, corpus, make_layer).run();
+  return text::Trainer<text::BlockOf<Layer>>(options, corpus, make_block).run();
 }

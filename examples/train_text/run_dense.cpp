@@ -4,12 +4,8 @@
 #include "trainer.hpp"
 
 nlohmann::json run_dense(const Options& options, const Corpus& corpus) {
-  using Layer = moe::MoELayer<moe::Router<moe::Softmax, moe::TopK<1>>, moe::ExpertFFN<moe::SwiGLU>>;
-  auto make_layer = [&](moe::Index number) {
-    return Layer(
-        Layer::Config{
-            .hidden = options.hidden, .intermediate = 4 * options.hidden, .experts = 1, .layer = std::uint32_t(number)},
-        moe::Seed{options.seed});
+  auto make_block = [&](moe::Index number) {
+    return text::block_of(options, number, text::dense_feed_forward(options, number));
   };
-  return text::Trainer<Layer>(options, corpus, make_layer).run();
+  return text::Trainer<text::BlockOf<text::DenseFeedForward>>(options, corpus, make_block).run();
 }

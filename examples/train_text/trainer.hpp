@@ -20,22 +20,23 @@
 
 namespace text {
 
-template <class Layer>
+template <class Block>
 class Trainer {
  public:
-  using Model = Transformer<Layer>;
-  using Space = typename Layer::Space;
+  using Model = Transformer<Block>;
+  using Space = typename Block::Space;
   using Json = nlohmann::json;
 
-  template <class MakeLayer>
-  Trainer(const Options& options, const Corpus& corpus, const MakeLayer& make_layer)
+  /// `make_block(number)` builds each block of the model.
+  template <class MakeBlock>
+  Trainer(const Options& options, const Corpus& corpus, const MakeBlock& make_block)
       : options_(options),
         corpus_(corpus),
-        model_(options.hidden, options.layers, options.heads, moe::Seed{options.seed}, make_layer),
+        model_(options.hidden, blocks(options), moe::Seed{options.seed}, make_block),
         gradients_(model_.gradients()),
         optimizer_(model_.parameters, {.beta2 = 0.95, .weight_decay = 0.1}),
         loss_scale_({.start = options.loss_scale}),
-        statistics_(model_.layers().size()),
+        statistics_(std::size_t(options.layers)),
         validation_(options, corpus) {
     moe::detail::require<moe::ConfigError>(options.batch % options.microbatches == 0, "train_text: ", options.batch,
                                            " sequences do not divide into ", options.microbatches,
@@ -85,7 +86,24 @@ class Trainer {
 
  private:
   using Parameters = typename Model::Parameters;
-  static constexpr bool scales = std::is_same_v<typename Layer::Scalar, moe::float16>;
+  static constexpr bool scales = std::is_same_v<typename Block::Scalar, moe::float16>;
+  /// Blocks of the model: a pair of layers is one.
+  static Index blocks(const Options& options) {
+    constexpr Index each = Reader<Block>::routings;
+    moe::detail::require<moe::ConfigError>(options.layers % each == 0, "train_text: --model ", options.model,
+                                           " alternates between ", each, " kinds of layers, so ", options.layers,
+                                           " layers do not do. Give an even number: --layers 2.");
+    return options.layers / each;
+  }
+  /// Calls f(number, layer, decision) for each routing of the last pass.
+  template <class F>
+  void each_routing(const F& f) {
+    std::size_t number = 0;
+    for (std::size_t b = 0; b < model_.blocks().size(); ++b) {
+      Reader<Block>::each(model_.blocks()[b], tape_.blocks[b],
+                          [&](auto& layer, const auto& decision) { f(number++, layer, decision); });
+    }
+  }
   double loss_scale() const { return scales ? loss_scale_.value() : 1.0; }
   /// A remark for the line of progress.
   std::string scaling() const {
@@ -123,7 +141,8 @@ class Trainer {
       if (number == options_.corrupt_batch) scramble(inputs, targets);
       forward(model_, ctx_, inputs, targets, count, length, tape_, scale);
       model_.backward(ctx_, tape_, gradients_, scale);
-      for (std::size_t i = 0; i < statistics_.size(); ++i) statistics_[i].add(tape_.blocks[i].moe);
+      each_routing(
+          [&](std::size_t i, auto&, const auto& made) { statistics_[i].add(made.plan, made.batch.mask, ctx_.space); });
       bits += share * mean_bits(tape_);
     }
     return bits;
@@ -142,7 +161,10 @@ class Trainer {
     } else {
       history_["skipped_steps"].push_back({{"step", state_.step}, {"loss_scale", by}});
     }
-    for (std::size_t i = 0; i < statistics_.size(); ++i) model_.layers()[i].update_balance(ctx_, statistics_[i]);
+    each_routing([&](std::size_t i, auto& layer, const auto&) {
+      if constexpr (requires { layer.update_balance(ctx_, statistics_[i]); })
+        layer.update_balance(ctx_, statistics_[i]);
+    });
   }
 
   /// What the report draws, about 200 points of it.
@@ -156,12 +178,12 @@ class Trainer {
       violation_ += loads.back().maximum_violation() / double(statistics_.size());
     }
     if (due(200)) {
-      for (const auto& block : tape_.blocks) {  // of the last microbatch
-        const moe::LoadReport last = moe::load_report(block.moe);
+      each_routing([&](std::size_t, auto&, const auto& made) {  // of the last microbatch
+        const moe::LoadReport last = moe::load_report(made);
         dropped += double(last.dropped());
         choices += double(last.assignments());
-        entropy += router_entropy(block.moe) / double(tape_.blocks.size());
-      }
+        entropy += router_entropy(made) / double(statistics_.size());
+      });
       history_["curve"].push_back({{"step", state_.step},
                                    {"bits_per_byte", bits},
                                    {"learning_rate", learning_rate},
@@ -180,10 +202,10 @@ class Trainer {
       }
     }
     if (state_.step == options_.steps) {
-      for (const auto& block : tape_.blocks) {
-        const moe::LoadReport last = moe::load_report(block.moe);
+      each_routing([&](std::size_t, auto&, const auto& made) {
+        const moe::LoadReport last = moe::load_report(made);
         history_["load"].push_back({{"tokens", last.tokens}, {"routed", last.routed}, {"kept", last.kept}});
-      }
+      });
     }
     if (due(8)) {
       const auto start = std::chrono::steady_clock::now();
@@ -287,7 +309,7 @@ class Trainer {
   moe::AdamW<Parameters> optimizer_;
   moe::LossScale loss_scale_;  // for float16
   std::vector<moe::LoadStatistics<Space>> statistics_;
-  Validation<Model> validation_;
+  Validation<Block> validation_;
   typename Model::Tape tape_;
   moe::TrainingState state_;
   SpikeDetector detector_;

@@ -1,131 +1,113 @@
 #pragma once
 /// @file
-/// A decoder-only byte-level transformer: attention and a mixture of experts in each block, RMSNorm before both.
+/// A decoder-only byte-level transformer: a stack of blocks between an embedding and a head.
 
 #include <string>
 #include <vector>
 
-#include "attention.hpp"
+#include "elementwise.hpp"
 #include "stages.hpp"
 
 namespace text {
 
 inline constexpr Index vocabulary = 256;  // bytes
 
-/// `Layer` is any moe::MoELayer; a dense model is a mixture of one expert.
-template <class Layer>
+/// Where the sequences of a batch begin.
+template <class Space>
+struct SequenceOffsets {
+  Index length;
+  Vector<Index, Space> offsets;
+  KOKKOS_FUNCTION void operator()(Index s) const { offsets(s) = s * length; }
+};
+
+/// `Block` is a layer with its residual: moe::Residual, moe::MixtureOfDepths, or several of them in a moe::Sequential.
+template <class Block>
 class Transformer {
  public:
-  using T = typename Layer::Scalar;
-  using Space = typename Layer::Space;
+  using T = typename Block::Scalar;
+  using Space = typename Block::Space;
   using Real = moe::RouterReal<T>;
-  using SelfAttention = Attention<T, Space>;
 
   struct Parameters {
-    struct Block {
-      Vector<T, Space> norm1, norm2;  // (H)
-      typename SelfAttention::Parameters attention;
-      typename Layer::Parameters moe;
-    };
     Matrix<T, Space> embedding, head;  // (256, H)
     Vector<T, Space> norm;             // (H)
-    std::vector<Block> blocks;
+    std::vector<typename Block::Parameters> blocks;
 
     template <class F, class First, class... Same>
     static void visit(F&& f, First& first, Same&... same) {
       f("embedding", first.embedding, same.embedding...);
       for (std::size_t i = 0; i < first.blocks.size(); ++i) {
         const std::string prefix = "blocks." + std::to_string(i) + ".";
-        f(prefix + "norm1", first.blocks[i].norm1, same.blocks[i].norm1...);
-        f(prefix + "norm2", first.blocks[i].norm2, same.blocks[i].norm2...);
         auto named = [&](std::string_view name, auto&... views) { f(prefix + std::string(name), views...); };
-        SelfAttention::Parameters::visit(named, first.blocks[i].attention, same.blocks[i].attention...);
-        Layer::Parameters::visit(named, first.blocks[i].moe, same.blocks[i].moe...);
+        Block::Parameters::visit(named, first.blocks[i], same.blocks[i]...);
       }
       f("norm", first.norm, same.norm...);
       f("head", first.head, same.head...);
     }
   };
 
-  /// Gradients: the same arrays, and for each MoE layer its own aggregate, which shares them.
+  /// Gradients: the same arrays, and for each block its own aggregate, which shares them.
   struct Gradients : Parameters {
-    std::vector<typename Layer::Gradients> moe;
+    std::vector<typename Block::Gradients> of_blocks;
   };
 
-  /// The balancing biases, by reference to the layers'.
+  /// The blocks' buffers, by reference.
   struct Buffers {
-    std::vector<typename Layer::Buffers> blocks;
+    std::vector<typename Block::Buffers> blocks;
     template <class F, class... Same>
     static void visit(F&& f, Same&... same) {
-      std::size_t i = 0;
-      auto one = [&](auto&... buffers) {
-        const std::string prefix = "blocks." + std::to_string(i++) + ".";
-        auto named = [&](std::string_view name, auto&... views) { f(prefix + std::string(name), views...); };
-        Layer::Buffers::visit(named, buffers...);
-      };
       static_assert(sizeof...(Same) == 1);
+      std::size_t i = 0;
       (..., [&] {
-        for (auto& block : same.blocks) one(block);
+        for (auto& block : same.blocks) {
+          const std::string prefix = "blocks." + std::to_string(i++) + ".";
+          auto named = [&](std::string_view name, auto&... views) { f(prefix + std::string(name), views...); };
+          Block::Buffers::visit(named, block);
+        }
       }());
     }
   };
 
   /// What one forward pass leaves.
   struct Tape {
-    struct Block {
-      Matrix<T, Space> x, normed1, attended, middle, normed2;
-      Vector<Real, Space> inverse1, inverse2;
-      typename SelfAttention::Saved attention;
-      typename Layer::Tape moe;
-    };
-    Shape shape;
-    Vector<const std::int32_t, Space> tokens;
+    Index tokens = 0;
+    Vector<const std::int32_t, Space> bytes;
     Vector<Index, Space> sequences;  // (batch + 1) first tokens
-    std::vector<Block> blocks;
-    Matrix<T, Space> last, normed, logits;
+    std::vector<typename Block::Tape> blocks;
+    Matrix<T, Space> embedded, last, normed, logits;
     Vector<Real, Space> inverse;
     Vector<double, Space> losses;  // (T)
   };
 
-  /// `make_layer(number)` builds the MoE layer of each block.
-  template <class MakeLayer>
-  Transformer(Index hidden, Index layers, Index heads, moe::Seed seed, const MakeLayer& make_layer) : heads_(heads) {
-    moe::detail::require<moe::ConfigError>(heads > 0 && hidden % (2 * heads) == 0, "train_text: hidden ", hidden,
-                                           " does not divide into ", heads, " heads of even width.");
-    auto matrix = [](Index rows, Index columns) { return Matrix<T, Space>("parameter", rows, columns); };
-    auto ones = [&] {
-      Vector<T, Space> weight("norm", hidden);
-      Kokkos::deep_copy(weight, T(1));
-      return weight;
-    };
-    parameters.embedding = matrix(vocabulary, hidden);
-    parameters.head = matrix(vocabulary, hidden);
-    parameters.norm = ones();
-    for (Index i = 0; i < layers; ++i) {
-      layers_.push_back(make_layer(i));
-      parameters.blocks.push_back({ones(), ones(), SelfAttention::parameters(hidden), layers_.back().parameters});
-      buffers.blocks.push_back(layers_.back().buffers);
-    }
+  /// `make_block(number)` builds each block.
+  template <class MakeBlock>
+  Transformer(Index hidden, Index blocks, moe::Seed seed, const MakeBlock& make_block) {
+    parameters.embedding = {"embedding", std::size_t(vocabulary), std::size_t(hidden)};
+    parameters.head = {"head", std::size_t(vocabulary), std::size_t(hidden)};
+    parameters.norm = {"norm", std::size_t(hidden)};
     const Space space{};
-    auto draw = [&](std::string_view name, auto& view) {
-      const bool ours = name.find("norm") == std::string_view::npos && name.find("router") == std::string_view::npos &&
-                        name.find("experts") == std::string_view::npos;
-      if (ours) moe::detail::initialise(space, name, view, seed, 1.0);
-    };
-    Parameters::visit(draw, parameters);
+    moe::detail::initialise(space, "embedding", parameters.embedding, seed, 1.0);
+    moe::detail::initialise(space, "head", parameters.head, seed, 1.0);
+    Kokkos::deep_copy(parameters.norm, T(1));
+    for (Index i = 0; i < blocks; ++i) {
+      blocks_.push_back(make_block(i));
+      parameters.blocks.push_back(blocks_.back().parameters);
+      buffers.blocks.push_back(blocks_.back().buffers);
+    }
   }
 
   Parameters parameters;
   Buffers buffers;
 
-  std::vector<Layer>& layers() { return layers_; }
+  std::vector<Block>& blocks() { return blocks_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
 
   Gradients gradients() const {
     Gradients result;
     static_cast<Parameters&>(result) = moe::detail::zeros_like(parameters);
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      result.moe.push_back(layers_[i].gradients());
-      result.blocks[i].moe = result.moe.back();  // views: both names, one memory
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      result.of_blocks.push_back(blocks_[i].gradients());
+      result.blocks[i] = result.of_blocks.back();  // views: both names, one memory
     }
     return result;
   }
@@ -136,85 +118,49 @@ class Transformer {
                const Vector<const std::int32_t, Space>& targets, Index batch, Index length, Tape& tape,
                double scale = 1) const {
     const Index hidden = parameters.embedding.extent(1), count = batch * length;
-    tape.shape = {batch, length, heads_, hidden / heads_};
-    tape.tokens = tokens;
-    tape.blocks.resize(layers_.size());
-    auto reshape = [&](auto& view, Index width) { moe::detail::shape(view, "activation", count, width); };
-    reshape(tape.last, hidden);
-    reshape(tape.normed, hidden);
-    reshape(tape.logits, vocabulary);
+    tape.tokens = count;
+    tape.bytes = tokens;
+    tape.blocks.resize(blocks_.size());
+    for (auto* view : {&tape.embedded, &tape.normed}) moe::detail::shape(*view, "activation", count, hidden);
+    moe::detail::shape(tape.logits, "logits", count, vocabulary);
     moe::detail::shape(tape.inverse, "inverse", count);
     moe::detail::shape(tape.losses, "losses", count);
     moe::detail::shape(tape.sequences, "sequences", batch + 1);
-    run(ctx, "sequences", batch + 1, GroupOffsets<Space>{length, tape.sequences});
-    for (auto& block : tape.blocks) {
-      for (auto* view : {&block.x, &block.normed1, &block.attended, &block.middle, &block.normed2})
-        reshape(*view, hidden);
-      moe::detail::shape(block.inverse1, "inverse", count);
-      moe::detail::shape(block.inverse2, "inverse", count);
-    }
-
-    run(ctx, "embed", count,
-        Embed<T, Space>{tokens, parameters.embedding, tape.blocks.empty() ? tape.last : tape.blocks[0].x});
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      auto& s = tape.blocks[i];
-      const auto& p = parameters.blocks[i];
-      const Matrix<T, Space>& next = i + 1 < layers_.size() ? tape.blocks[i + 1].x : tape.last;
-      run(ctx, "norm", count, RmsNorm<T, Space>{s.x, p.norm1, s.normed1, s.inverse1});
-      {
-        const Stage stage("attention");
-        SelfAttention::forward(ctx, tape.shape, s.normed1, p.attention, s.attended, s.attention);
-      }
-      run(ctx, "add", Index(s.x.size()), Add<T>{s.x.data(), s.attended.data(), s.middle.data()});
-      run(ctx, "norm", count, RmsNorm<T, Space>{s.middle, p.norm2, s.normed2, s.inverse2});
-      moe::Batch<T, Space> rows;
-      rows.x = s.normed2;
-      rows.sequence_offsets = tape.sequences;
-      const auto y = layers_[i].forward(ctx, rows, s.moe);
-      run(ctx, "add", Index(y.size()), Add<T>{s.middle.data(), y.data(), next.data()});
-    }
-    run(ctx, "norm", count, RmsNorm<T, Space>{tape.last, parameters.norm, tape.normed, tape.inverse});
+    run(ctx, "sequences", batch + 1, SequenceOffsets<Space>{length, tape.sequences});
+    run(ctx, "embed", count, Embed<T, Space>{tokens, parameters.embedding, tape.embedded});
+    moe::Batch<T, Space> rows;
+    rows.x = tape.embedded;
+    rows.sequence_offsets = tape.sequences;
+    for (std::size_t i = 0; i < blocks_.size(); ++i) rows.x = tape.last = blocks_[i].forward(ctx, rows, tape.blocks[i]);
+    moe::detail::each_row(
+        ctx.space, "norm", count,
+        moe::detail::RmsNormRow<T, Space>{tape.last, {}, parameters.norm, Real(1e-6), {}, tape.normed, tape.inverse});
     moe::kernels::dense_forward<T, Space>(ctx.space, tape.normed, parameters.head, tape.logits);
     if (targets.data() != nullptr)
       run(ctx, "loss", count, CrossEntropy<T, Space>{tape.logits, targets, tape.losses, Real(scale / double(count))});
   }
 
-  /// After a forward with targets and the same scale; adds into gradients, the MoE layers' losses included.
+  /// After a forward with targets and the same scale; adds into gradients, the layers' losses included.
   void backward(moe::Context<Space>& ctx, Tape& tape, Gradients& gradients, double scale = 1) const {
-    const Index hidden = parameters.embedding.extent(1), count = tape.shape.tokens();
+    const Index hidden = parameters.embedding.extent(1);
     typename moe::Context<Space>::Scratch scratch(ctx);
-    auto dx = scratch.template matrix<T>(count, hidden), dnormed = scratch.template matrix<T>(count, hidden);
-    moe::detail::fill(ctx.space, dx, T(0));
+    auto dlast = scratch.template matrix<T>(tape.tokens, hidden);
+    auto dnormed = scratch.template matrix<T>(tape.tokens, hidden);
     moe::kernels::dense_backward_rows<T, Space>(ctx.space, tape.logits, parameters.head, dnormed, false);
     moe::kernels::dense_backward_weight<T, Space>(ctx.space, tape.logits, tape.normed, gradients.head);
-    pull_norm(ctx, tape.last, dnormed, parameters.norm, tape.inverse, dx, gradients.norm);
-    for (std::size_t i = layers_.size(); i-- > 0;) {
-      auto& s = tape.blocks[i];
-      auto& g = gradients.blocks[i];
-      const auto& p = parameters.blocks[i];
-      const auto dmoe = layers_[i].backward(ctx, dx, s.moe, gradients.moe[i], scale);
-      pull_norm(ctx, s.middle, dmoe, p.norm2, s.inverse2, dx, g.norm2);
-      {
-        const Stage stage("attention");
-        SelfAttention::backward(ctx, dx, s.normed1, p.attention, s.attention, dnormed, g.attention);
-      }
-      pull_norm(ctx, s.x, dnormed, p.norm1, s.inverse1, dx, g.norm1);
-    }
+    moe::detail::rms_norm_backward<T>(ctx.space, moe::Matrix<const T, Space>(tape.last),
+                                      moe::Matrix<const T, Space>(dnormed), parameters.norm, tape.inverse, dlast, false,
+                                      gradients.norm);
+    Matrix<T, Space> dx = dlast;
+    for (std::size_t i = blocks_.size(); i-- > 0;)
+      dx = blocks_[i].backward(ctx, moe::Matrix<const T, Space>(dx), tape.blocks[i], gradients.of_blocks[i], scale);
     auto sums = scratch.template matrix<Real>(vocabulary, hidden);
     moe::detail::fill(ctx.space, sums, Real(0));
-    run(ctx, "embed", hidden, EmbedGradient<T, Space>{tape.tokens, dx, gradients.embedding, sums});
+    run(ctx, "embed", hidden, EmbedGradient<T, Space>{tape.bytes, dx, gradients.embedding, sums});
   }
 
  private:
-  static void pull_norm(moe::Context<Space>& ctx, const Matrix<T, Space>& x, const Matrix<T, Space>& dy,
-                        const Vector<T, Space>& weight, const Vector<Real, Space>& inverse, const Matrix<T, Space>& dx,
-                        const Vector<T, Space>& gradient) {
-    run(ctx, "norm", Index(x.extent(0)), RmsNormGradient<T, Space>{x, dy, weight, inverse, dx});
-    run(ctx, "norm", Index(x.extent(1)), RmsNormWeightGradient<T, Space>{x, dy, inverse, gradient});
-  }
-
-  Index heads_;
-  std::vector<Layer> layers_;
+  std::vector<Block> blocks_;
 };
 
 }  // namespace text

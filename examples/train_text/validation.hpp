@@ -2,6 +2,7 @@
 /// @file
 /// Loss on text that was not trained on, what routing did to it, a sample, and what a model costs.
 
+#include "blocks.hpp"
 #include "evaluate.hpp"
 #include "options.hpp"
 #include "text.hpp"
@@ -39,31 +40,28 @@ double activation_norm(const Tape& tape) {
 }
 
 /// Parameters, those that act on a token, and the arithmetic of training on one.
-template <class Model>
-nlohmann::json sizes(const Model& model, const typename Model::Tape& tape, Index length) {
-  double total = 0, experts = 0, embedding = double(model.parameters.embedding.size());
-  auto add = [&](std::string_view name, const auto& view) {
-    total += double(view.size());
-    if (name.find(".experts.") != std::string_view::npos) experts += double(view.size());
-  };
-  Model::Parameters::visit(add, model.parameters);
-  double chosen = 0;  // the part of the experts' parameters that one token uses
-  for (const auto& block : tape.blocks) {
-    const auto& a = block.moe.routing.assignments;
-    const double k = a.tokens > 0 ? double(a.bound) / double(a.tokens) : 0;
-    chosen += experts / double(tape.blocks.size()) * k / double(std::max<Index>(1, block.moe.plan.experts));
+template <class Block>
+nlohmann::json sizes(const Transformer<Block>& model, const typename Transformer<Block>::Tape& tape, Index length) {
+  double total = 0;
+  const double embedding = double(model.parameters.embedding.size());
+  Transformer<Block>::Parameters::visit([&](std::string_view, const auto& view) { total += double(view.size()); },
+                                        model.parameters);
+  Work work{double(model.parameters.head.size() + model.parameters.norm.size()) + embedding, 0};
+  for (std::size_t i = 0; i < model.blocks().size(); ++i) {
+    const Work one = Reader<Block>::work(model.blocks()[i], tape.blocks[i]);
+    work.active += one.active;
+    work.attention += one.attention;
   }
-  const double active = total - experts + chosen;
-  const double hidden = double(model.parameters.embedding.extent(1));
-  const double attention = 4.0 * double(length) * hidden * double(tape.blocks.size());  // scores and their use
+  const double products = 2 * (work.active - embedding) + 4 * double(length) * work.attention;
   return {{"parameters", total},
-          {"active_parameters", active},
-          {"flops_per_token", 3 * (2 * (active - embedding) + attention)}};  // backward is twice forward
+          {"active_parameters", work.active},
+          {"flops_per_token", 3 * products}};  // backward is twice forward
 }
 
-template <class Model>
+template <class Block>
 class Validation {
  public:
+  using Model = Transformer<Block>;
   using Tape = typename Model::Tape;
   Validation(const Options& options, const Corpus& corpus) : options_(options), corpus_(corpus) {}
 
@@ -92,12 +90,12 @@ class Validation {
         }
         forward(model, ctx, inputs, targets, batch, length, tape_);
         sum += mean_bits(tape_);
-        collect(record, inputs, record.domains.size());
+        collect(model, record, inputs, record.domains.size());
       }
       record.domains.push_back(domain.name);
       bits_.push_back(sum / double(count));
     }
-    entropy_ /= double(std::max<Index>(1, passes * Index(tape_.blocks.size())));
+    entropy_ /= double(std::max<Index>(1, passes * Index(record.layers.size())));
     ctx.training = training;
     return record;
   }
@@ -124,15 +122,18 @@ class Validation {
   }
 
  private:
-  void collect(RoutingRecord& record, const HostBytes& inputs, std::size_t domain) {
+  void collect(const Model& model, RoutingRecord& record, const HostBytes& inputs, std::size_t domain) {
     for (std::size_t i = 0; i < inputs.extent(0); ++i) {
       record.byte.push_back(std::uint8_t(inputs(i)));
       record.domain.push_back(std::uint8_t(domain));
     }
-    record.layers.resize(tape_.blocks.size());
+    record.layers.resize(std::size_t(Reader<Block>::routings) * tape_.blocks.size());
+    std::size_t number = 0;
     for (std::size_t i = 0; i < tape_.blocks.size(); ++i) {
-      append(record.layers[i], tape_.blocks[i].moe);
-      entropy_ += router_entropy(tape_.blocks[i].moe);
+      Reader<Block>::each(model.blocks()[i], tape_.blocks[i], [&](const auto&, const auto& made) {
+        append(record.layers[number++], made);
+        entropy_ += router_entropy(made);
+      });
     }
   }
 

@@ -53,6 +53,7 @@
 #include "moe/combine/shared_experts.hpp"
 
 // How even the loads are, and what makes them so
+#include "moe/balance/choice_cross_entropy.hpp"
 #include "moe/balance/entropy_loss.hpp"
 #include "moe/balance/gate_losses.hpp"
 #include "moe/balance/load.hpp"
@@ -65,11 +66,16 @@
 
 // All of it as one object, and published compositions
 #include "moe/layers/checkpointing.hpp"
+#include "moe/layers/mixture_of_depths.hpp"
 #include "moe/layers/moe_layer.hpp"
 #include "moe/layers/packed.hpp"
+#include "moe/layers/residual.hpp"
+#include "moe/layers/sequential.hpp"
+#include "moe/layers/transformer_block.hpp"
 #include "moe/models/deepseek.hpp"
 #include "moe/models/gshard.hpp"
 #include "moe/models/mixtral.hpp"
+#include "moe/models/mixture_of_depths.hpp"
 #include "moe/models/switch.hpp"
 
 // Training

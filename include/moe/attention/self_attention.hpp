@@ -3,6 +3,8 @@
 /// `SelfAttention`: dense causal attention with rotary positions and grouped queries, and the interface that the
 /// mixtures of attention heads share.
 
+#include <Kokkos_Profiling_ScopedRegion.hpp>
+
 #include "moe/attention/detail/attend.hpp"
 #include "moe/core/policy.hpp"
 #include "moe/kernels/gemm.hpp"
@@ -124,6 +126,7 @@ class SelfAttention {
   Matrix<Scalar, Space> backward(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
                                  Gradients& gradients, double = 1) const {
     using M = Matrix<const Scalar, Space>;
+    const Kokkos::Profiling::ScopedRegion stage("moe::attention");
     detail::check_backward("moe::SelfAttention", id_, tape.owner, gradients.owner, dy, tape.batch.tokens(),
                            config_.hidden);
     typename Context<Space>::Scratch scratch(ctx);
@@ -163,6 +166,7 @@ class SelfAttention {
 
   void run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape, Cache* cache) const {
     using M = Matrix<const Scalar, Space>;
+    const Kokkos::Profiling::ScopedRegion stage("moe::attention");
     const Index tokens = batch.tokens();
     detail::check_tokens("moe::SelfAttention", batch, config_.hidden);
     tape.batch = batch;

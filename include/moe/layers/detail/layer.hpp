@@ -25,10 +25,13 @@ void check_tokens(const char* layer, const Batch<T, Space>& batch, Index hidden)
   require<ShapeError>(tokens < 2 || Index(batch.x.stride(0)) == batch.hidden(), layer, "::forward: the rows of x are ",
                       batch.x.stride(0), " apart, but ", batch.hidden(),
                       " wide. Copy the subview into a moe::Matrix first.");
-  require<ShapeError>(!batch.mask.is_allocated() || Index(batch.mask.extent(0)) == tokens, layer,
-                      "::forward: a mask of ", batch.mask.extent(0), " for ", tokens, " tokens.");
-  require<ShapeError>(!batch.positions.is_allocated() || Index(batch.positions.extent(0)) == tokens, layer,
-                      "::forward: positions for ", batch.positions.extent(0), " tokens, but there are ", tokens, ".");
+  const auto one_a_token = [&](const char* what, const auto& view) {
+    require<ShapeError>(!view.is_allocated() || Index(view.extent(0)) == tokens, layer, "::forward: ", view.extent(0),
+                        " ", what, " for ", tokens, " tokens.");
+  };
+  one_a_token("entries of the mask", batch.mask);
+  one_a_token("positions", batch.positions);
+  one_a_token("token ids", batch.token_ids);
 }
 
 /// Throws where a tape or gradients are another layer's, or dy has not the shape of what forward gave.
