@@ -5,6 +5,7 @@
 #include "moe/attention/mixture_of_attention_heads.hpp"
 #include "moe/attention/switch_head.hpp"
 #include "moe/balance/entropy_loss.hpp"
+#include "moe/layers/transformer_block.hpp"
 #include "moe/models/gpt_oss.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -20,6 +21,8 @@ using MoA = MoALayer<SwitchBalanceLoss, RouterZLoss>;
 template <class... More>
 using JetMoEAttentionLayer = MixtureOfAttentionHeads<JetMoERouter, OutputBias, More...>;
 using JetMoEAttention = JetMoEAttentionLayer<>;
+/// Both kinds of experts behind their norms.
+using JetMoEBlock = TransformerBlock<JetMoEAttention, JetMoE>;
 inline constexpr AttentionMixtureConfig jetmoe_8b_attention{
     .hidden = 2048, .experts = 8, .key_heads = 16, .head_width = 128};
 

@@ -2,6 +2,8 @@
 /// @file
 /// MixtureOfAttentionHeads' forward and backward, in the order of the data.
 
+#include <Kokkos_Profiling_ScopedRegion.hpp>
+
 #include "moe/attention/mixture_of_attention_heads.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -9,6 +11,7 @@ MOE_NAMESPACE_BEGIN
 template <class... Policies>
 auto MixtureOfAttentionHeads<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape,
                                                Cache* cache) const -> Matrix<Scalar, Space> {
+  const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   project_queries(ctx, batch, tape);
   detail::shape(tape.key_value, "moe::key_value", batch.tokens(), 2 * config_.columns());
   kernels::dense_forward<Scalar, Space, false>(ctx.space, batch.x, M(parameters.key_value), tape.key_value);
@@ -74,6 +77,7 @@ template <class... Policies>
 auto MixtureOfAttentionHeads<Policies...>::backward(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy,
                                                     Tape& tape, Gradients& gradients, double loss_scale) const
     -> Matrix<Scalar, Space> {
+  const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   Scratch scratch(ctx);
   auto dmixed = scratch.template matrix<Scalar>(tape.mixed.extent(0), tape.mixed.extent(1));
   auto dquery = scratch.template matrix<Scalar>(tape.query.extent(0), tape.query.extent(1));

@@ -2,6 +2,8 @@
 /// @file
 /// SwitchHead's forward and backward, in the order of the data. A token has heads * k slots a side, k of each head.
 
+#include <Kokkos_Profiling_ScopedRegion.hpp>
+
 #include "moe/attention/switch_head.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -9,6 +11,7 @@ MOE_NAMESPACE_BEGIN
 template <int k, class... Policies>
 void SwitchHead<k, Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape,
                                      Cache* cache) const {
+  const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   detail::check_tokens("moe::SwitchHead", batch, config_.hidden);
   const Index tokens = batch.tokens();
   tape.space = ctx.space;
@@ -63,6 +66,7 @@ void SwitchHead<k, Policies...>::combine_outputs(Context<Space>& ctx, Tape& tape
 template <int k, class... Policies>
 auto SwitchHead<k, Policies...>::backward(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
                                           Gradients& gradients, double loss_scale) const -> Matrix<Scalar, Space> {
+  const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   const Index tokens = tape.batch.tokens(), columns = config_.columns();
   detail::check_backward("moe::SwitchHead", id_, tape.owner, gradients.owner, dy, tokens, config_.hidden);
   Scratch scratch(ctx);
