@@ -118,6 +118,11 @@ TEMPLATE_LIST_TEST_CASE("Dropped and padded choices of heads give nothing, forwa
   check_layer(pads);
 }
 
+TEMPLATE_LIST_TEST_CASE("Mixtures of attention heads in bfloat16 are what they are in f32, roughly", "", Spaces) {
+  check_half(LayerOf<Case<TestType, float>>(configs[0], moe::Seed{13}),
+             LayerOf<Case<TestType, moe::bfloat16>>(configs[0]));
+}
+
 TEMPLATE_LIST_TEST_CASE("Token by token with a cache, mixtures of attention heads give what they give at once", "",
                         Cases) {
   check_cache(LayerOf<TestType>(configs[0], moe::Seed{10}));
