@@ -30,12 +30,16 @@ inline moe::AttentionConfig attention_config(const Options& options, Index numbe
   return {.hidden = options.hidden, .heads = options.heads, .layer = std::uint32_t(number)};
 }
 
-/// A feed-forward layer in its block.
+/// A block of two layers.
+template <class Attention, class FeedForward>
+moe::Residual<moe::TransformerBlock<Attention, FeedForward>> block_of(Attention attention, FeedForward feed_forward) {
+  return moe::Residual<moe::TransformerBlock<Attention, FeedForward>>(std::move(attention), std::move(feed_forward));
+}
+/// A feed-forward layer in its block, behind dense attention.
 template <class FeedForward>
 BlockOf<FeedForward> block_of(const Options& options, Index number, FeedForward feed_forward) {
-  using Block = BlockOf<FeedForward>;
-  return Block(typename Block::Attention(attention_config(options, number), moe::Seed{options.seed}),
-               std::move(feed_forward));
+  using Attention = typename BlockOf<FeedForward>::Attention;
+  return block_of(Attention(attention_config(options, number), moe::Seed{options.seed}), std::move(feed_forward));
 }
 
 /// A routing as reports read it.
@@ -75,15 +79,16 @@ struct Reader<moe::TransformerBlock<Attention, FeedForward>> {
   using Space = typename Attention::Space;
   static constexpr Index routings = 1;
 
-  /// Calls f(layer, decision) for each routing: of heads, where attention is a mixture, else of the feed-forward layer.
+  /// Calls f(layer, decision, the layer's tape) for each routing: of heads where attention is a mixture (in SwitchHead
+  /// of outputs), else of the feed-forward layer.
   template <class Block, class Tape, class F>
   static void each(Block& block, const Tape& tape, const F& f) {
     if constexpr (!routes_heads<Attention>) {
-      f(block.feed_forward(), decision<T, Space>(tape.feed_forward, tape.feed_forward));
+      f(block.feed_forward(), decision<T, Space>(tape.feed_forward, tape.feed_forward), tape.feed_forward);
     } else if constexpr (requires { tape.attention.routing; }) {
-      f(block.attention(), decision<T, Space>(tape.attention, tape.attention));
+      f(block.attention(), decision<T, Space>(tape.attention, tape.attention), tape.attention);
     } else {
-      f(block.attention(), decision<T, Space>(tape.attention.output, tape.attention));
+      f(block.attention(), decision<T, Space>(tape.attention.destination, tape.attention), tape.attention);
     }
   }
 
@@ -91,8 +96,9 @@ struct Reader<moe::TransformerBlock<Attention, FeedForward>> {
   static Work work(const Block& block, const Tape& tape) {
     Work work;
     double heads = 1, experts = 1;  // parts of the arrays of experts that one token uses
-    each(block, tape,
-         [&](const auto&, const auto& decision) { (routes_heads<Attention> ? heads : experts) = decision.share(); });
+    each(block, tape, [&](const auto&, const auto& decision, const auto&) {
+      (routes_heads<Attention> ? heads : experts) = decision.share();
+    });
     auto add = [&](std::string_view name, const auto& view) {
       const bool of_experts = view.rank() == 3 && name.find("shared_experts") == std::string_view::npos;
       work.active += double(view.size()) * (!of_experts ? 1 : name.substr(0, 9) == "attention" ? heads : experts);
@@ -123,7 +129,7 @@ struct Reader<moe::MixtureOfDepths<Block, Policies...>> {
   static constexpr Index routings = 1;
   template <class Outer, class Tape, class F>
   static void each(Outer& outer, const Tape& tape, const F& f) {
-    f(outer, decision<T, Space>(tape, tape));
+    f(outer, decision<T, Space>(tape, tape), tape);
   }
   /// A token in k goes through the block, and there meets one in k.
   template <class Outer, class Tape>

@@ -67,9 +67,11 @@ void write_single_report(const Options& options, const Json& run, const std::str
 
 void compare(const Options& options, const Corpus& corpus, int seeds, bool go_on, const std::string& command) {
   std::FILE* out = options.json ? stderr : stdout;
+  const std::vector<std::string> usual{"dense",       "switch",      "gshard",        "mixtral",
+                                       "deepseek-v3", "deepseek-v3", "expert-choice", "mixture-of-depths"};
   std::vector<Options> plan;
   for (int seed = 0; seed < seeds; ++seed) {
-    for (const char* model : {"dense", "switch", "gshard", "mixtral", "deepseek-v3", "deepseek-v3", "expert-choice"}) {
+    for (const std::string& model : options.among.empty() ? usual : options.among) {
       Options one = options;
       one.balanced = plan.empty() || plan.back().model != model;  // the second of a model goes unbalanced
       one.model = model;

@@ -72,6 +72,45 @@ inline nlohmann::json shares(const std::vector<std::vector<double>>& counts) {
   return rows;
 }
 
+/// Letters, digits and the like.
+inline const std::vector<std::string>& byte_classes() {
+  static const std::vector<std::string> names{"letters", "digits", "space", "signs", "other"};
+  return names;
+}
+inline std::size_t byte_class(std::uint8_t byte) {
+  const bool letter = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z');
+  const bool digit = byte >= '0' && byte <= '9', space = byte == ' ' || (byte >= '\t' && byte <= '\r');
+  return letter ? 0 : digit ? 1 : space ? 2 : byte > 32 && byte < 127 ? 3 : 4;
+}
+
+/// The share of tokens that a layer's routing takes nowhere, of all, by domain and by class of byte. Null where no
+/// layer leaves any out.
+inline nlohmann::json skipped_tokens(const RoutingRecord& record) {
+  const std::size_t domains = record.domains.size(), columns = 1 + domains + byte_classes().size();
+  nlohmann::json layers = nlohmann::json::array();
+  bool any = false;
+  for (const auto& layer : record.layers) {
+    std::vector<double> skipped(columns), all(columns);
+    for (std::size_t t = 0; t < record.byte.size(); ++t) {
+      const bool none = layer.offsets[t] == layer.offsets[t + 1];
+      for (const std::size_t column :
+           {std::size_t(0), 1 + std::size_t(record.domain[t]), 1 + domains + byte_class(record.byte[t])}) {
+        all[column] += 1;
+        skipped[column] += none ? 1 : 0;
+      }
+      any = any || none;
+    }
+    auto& row = layers.emplace_back(nlohmann::json::array());
+    for (std::size_t i = 0; i < columns; ++i)
+      row.push_back(all[i] > 0 ? nlohmann::json(std::round(1e4 * skipped[i] / all[i]) / 1e4) : nlohmann::json());
+  }
+  if (!any) return nullptr;
+  std::vector<std::string> names{"all"};
+  names.insert(names.end(), record.domains.begin(), record.domains.end());
+  names.insert(names.end(), byte_classes().begin(), byte_classes().end());
+  return {{"columns", names}, {"layers", layers}};
+}
+
 /// Shares of each expert by domain and by byte, and the measures of balance, of a record.
 inline nlohmann::json summarise(const RoutingRecord& record) {
   std::vector<Index> frequency(256);
@@ -109,7 +148,8 @@ inline nlohmann::json summarise(const RoutingRecord& record) {
   return {{"domain_load", {{"domains", record.domains}, {"layers", by_domain}}},
           {"byte_load", {{"bytes", bytes}, {"layers", by_byte}}},
           {"maximum_violation", violation / double(std::max<std::size_t>(1, record.layers.size()))},
-          {"drop_rate", choices > 0 ? dropped / choices : 0.0}};
+          {"drop_rate", choices > 0 ? dropped / choices : 0.0},
+          {"skipped", skipped_tokens(record)}};
 }
 
 }  // namespace text

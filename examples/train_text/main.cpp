@@ -85,7 +85,12 @@ int main(int argc, char** argv) {
          "--precision", options.precision,
          "of parameters, activations and gradients; bf16 and f16 (mixtral, deepseek-v3) have f32 masters and sums")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
-  app.add_flag("--compare", comparing, "train all of them at equal active parameters and tokens")->excludes(model);
+  auto* compares = app.add_flag("--compare", comparing, "train several at equal tokens")->excludes(model);
+  app.add_option("--among", options.among, "what to compare (default: all but the mixtures of attention heads)")
+      ->needs(compares)
+      ->delimiter(',')
+      ->check(CLI::IsMember(names))
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--long", long_run, "with --compare: three seeds, 1500 steps (without: one seed, 600 steps)");
   app.add_option("--balance", balance, "none: no losses, no bias, to see the collapse")
       ->check(CLI::IsMember({"default", "none"}))

@@ -1,7 +1,7 @@
 #pragma once
 /// @file
-/// The models to choose from. Each is compiled in a file of its own, one a precision; all have the same parameters at
-/// work on a token.
+/// The models to choose from. Each is compiled in a file of its own, one a precision. Mixtures of experts have the same
+/// parameters at work on a token as the dense model, a mixture of depths fewer.
 
 #include <map>
 #include <nlohmann/json.hpp>
@@ -21,6 +21,8 @@ nlohmann::json run_deepseek_v3_bf16(const Options&, const Corpus&);
 nlohmann::json run_deepseek_v3_f16(const Options&, const Corpus&);
 nlohmann::json run_expert_choice(const Options&, const Corpus&);
 nlohmann::json run_mixture_of_depths(const Options&, const Corpus&);
+nlohmann::json run_moa(const Options&, const Corpus&);
+nlohmann::json run_switchhead(const Options&, const Corpus&);
 
 struct ModelEntry {
   using Run = nlohmann::json (*)(const Options&, const Corpus&);
@@ -50,7 +52,9 @@ inline const std::map<std::string, ModelEntry>& models() {
         "An expert compares a token with later ones of its sequence, so this model sees a little of what it predicts: "
         "its loss is no fair comparison, and it cannot generate text token by token.",
         nullptr, nullptr}},
-      {"mixture-of-depths", {run_mixture_of_depths, "Mixture of depths", "", nullptr, nullptr}}};
+      {"mixture-of-depths", {run_mixture_of_depths, "Mixture of depths", "", nullptr, nullptr}},
+      {"moa", {run_moa, "Mixture of attention heads", "", nullptr, nullptr}},
+      {"switchhead", {run_switchhead, "SwitchHead", "", nullptr, nullptr}}};
   return all;
 }
 

@@ -22,8 +22,9 @@ struct Options {
   double loss_scale = 65536;  // in f16, at first
   moe::Index checkpoint_every = 50;
   bool export_routing = false;
-  moe::Index corrupt_batch = -1;  // a drill: this batch becomes noise
-  bool json = false;              // the report on standard output, progress on standard error
+  moe::Index corrupt_batch = -1;   // a drill: this batch becomes noise
+  std::vector<std::string> among;  // what to compare; empty: the usual ones
+  bool json = false;               // the report on standard output, progress on standard error
 
   /// Files of a run begin with this.
   std::string stem() const { return out + "/" + name() + "-" + std::to_string(seed); }

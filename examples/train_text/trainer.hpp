@@ -95,13 +95,13 @@ class Trainer {
                                            " layers do not do. Give an even number: --layers 2.");
     return options.layers / each;
   }
-  /// Calls f(number, layer, decision) for each routing of the last pass.
+  /// Calls f(number, layer, decision, the layer's tape) for each routing of the last pass.
   template <class F>
   void each_routing(const F& f) {
     std::size_t number = 0;
     for (std::size_t b = 0; b < model_.blocks().size(); ++b) {
       Reader<Block>::each(model_.blocks()[b], tape_.blocks[b],
-                          [&](auto& layer, const auto& decision) { f(number++, layer, decision); });
+                          [&](auto& layer, const auto& made, const auto& tape) { f(number++, layer, made, tape); });
     }
   }
   double loss_scale() const { return scales ? loss_scale_.value() : 1.0; }
@@ -141,8 +141,9 @@ class Trainer {
       if (number == options_.corrupt_batch) scramble(inputs, targets);
       forward(model_, ctx_, inputs, targets, count, length, tape_, scale);
       model_.backward(ctx_, tape_, gradients_, scale);
-      each_routing(
-          [&](std::size_t i, auto&, const auto& made) { statistics_[i].add(made.plan, made.batch.mask, ctx_.space); });
+      each_routing([&](std::size_t i, auto&, const auto& made, const auto&) {
+        statistics_[i].add(made.plan, made.batch.mask, ctx_.space);
+      });
       bits += share * mean_bits(tape_);
     }
     return bits;
@@ -161,7 +162,7 @@ class Trainer {
     } else {
       history_["skipped_steps"].push_back({{"step", state_.step}, {"loss_scale", by}});
     }
-    each_routing([&](std::size_t i, auto& layer, const auto&) {
+    each_routing([&](std::size_t i, auto& layer, const auto&, const auto&) {
       if constexpr (requires { layer.update_balance(ctx_, statistics_[i]); })
         layer.update_balance(ctx_, statistics_[i]);
     });
@@ -178,11 +179,13 @@ class Trainer {
       violation_ += loads.back().maximum_violation() / double(statistics_.size());
     }
     if (due(200)) {
-      each_routing([&](std::size_t, auto&, const auto& made) {  // of the last microbatch
+      moe::DepthStatistics<Space> depths;
+      each_routing([&](std::size_t, auto&, const auto& made, const auto& tape) {  // of the last microbatch
         const moe::LoadReport last = moe::load_report(made);
         dropped += double(last.dropped());
         choices += double(last.assignments());
         entropy += router_entropy(made) / double(statistics_.size());
+        if constexpr (requires { tape.predictor_logits; }) depths.add(tape);
       });
       history_["curve"].push_back({{"step", state_.step},
                                    {"bits_per_byte", bits},
@@ -192,6 +195,8 @@ class Trainer {
                                    {"maximum_violation", violation_},
                                    {"drop_rate", choices > 0 ? dropped / choices : 0.0},
                                    {"router_entropy", entropy}});
+      const moe::DepthReport::Rule predictor = depths.report().predictor;
+      if (predictor.compared > 0) history_["curve"].back()["depth_agreement"] = predictor.agreement();
     }
     if (due(100)) {
       history_["load_history"]["steps"].push_back(state_.step);
@@ -202,7 +207,7 @@ class Trainer {
       }
     }
     if (state_.step == options_.steps) {
-      each_routing([&](std::size_t, auto&, const auto& made) {
+      each_routing([&](std::size_t, auto&, const auto& made, const auto&) {
         const moe::LoadReport last = moe::load_report(made);
         history_["load"].push_back({{"tokens", last.tokens}, {"routed", last.routed}, {"kept", last.kept}});
       });

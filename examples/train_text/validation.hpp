@@ -130,7 +130,7 @@ class Validation {
     record.layers.resize(std::size_t(Reader<Block>::routings) * tape_.blocks.size());
     std::size_t number = 0;
     for (std::size_t i = 0; i < tape_.blocks.size(); ++i) {
-      Reader<Block>::each(model.blocks()[i], tape_.blocks[i], [&](const auto&, const auto& made) {
+      Reader<Block>::each(model.blocks()[i], tape_.blocks[i], [&](const auto&, const auto& made, const auto&) {
         append(record.layers[number++], made);
         entropy_ += router_entropy(made);
       });

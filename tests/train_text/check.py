@@ -149,15 +149,19 @@ elif case == "misuse":
 elif case == "compare":
     # Every model, the table, the page, the exported routing; and a comparison that goes on where it stopped.
     text, _ = run("--compare", "--steps", "6", "--export-routing", "--out", out("all"))
-    titles = ["Dense", "Switch", "GShard", "Mixtral", "DeepSeek-V3", "DeepSeek-V3, --balance none", "Expert choice"]
+    titles = ["Dense", "Switch", "GShard", "Mixtral", "DeepSeek-V3", "DeepSeek-V3, --balance none", "Expert choice",
+              "Mixture of depths"]
     for title in titles:
         assert title in text, (title, text)
     page = open(out("all/report.html"), encoding="utf-8").read()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     comparison = json.load(open(out("all/comparison.json")))
     assert [r["title"] for r in comparison["runs"]] == titles
-    active = [r["active_parameters"] for r in comparison["runs"]]
-    assert max(active) < 1.1 * min(active), active
+    *equal, depths = [r["active_parameters"] for r in comparison["runs"]]
+    assert max(equal) < 1.1 * min(equal) and depths < 0.75 * min(equal), (equal, depths)
+    skipped = comparison["runs"][-1]["skipped"]
+    assert skipped["layers"][0][0] == 0 and skipped["layers"][1][0] > 0, skipped  # the second layer leaves tokens out
+    assert "Tokens that a layer leaves out" in page and "Bits per byte over FLOPs a token" in page
     os.remove(out("all/mixtral-1.json"))
     _, log = run("--compare", "--steps", "6", "--out", out("all"), "--resume")
     assert "Mixtral" in log and "Switch" not in log, log
@@ -165,6 +169,12 @@ elif case == "compare":
     done = subprocess.run([analyse, *files], capture_output=True, text=True)
     assert done.returncode == 0 and "vowels" in done.stdout, (done.stdout, done.stderr)
     assert open(out("all/mixtral-1.routing.csv")).readline().startswith("token,domain,byte,layer")
+
+    # Some of them alone: mixtures of attention heads.
+    text, _ = run("--compare", "--among", "moa,switchhead", "--steps", "4", "--out", out("heads"))
+    assert "SwitchHead" in text and "Mixture of attention heads" in text and "Mixtral" not in text, text
+    _, log = run("--model", "mixture-of-depths", "--layers", "3", "--steps", "4", "--out", out("odd"), expect=1)
+    assert "Give an even number: --layers 2" in log, log
 
 else:
     sys.exit("unknown case " + case)

@@ -45,6 +45,57 @@ TEMPLATE_LIST_TEST_CASE("Transformer blocks give with a cache what they give at 
   CHECK(worst < 1e-5);
 }
 
+TEMPLATE_LIST_TEST_CASE("Stacks with mixtures of depths generate what they give at once", "", Spaces) {
+  using Block = BlockOf<TestType, float>;
+  using Depths = moe::MixtureOfDepths<Block, moe::ChoiceCrossEntropy, moe::DepthPredictor>;
+  using Stack = moe::Sequential<moe::Residual<Block>, moe::Sequential<Depths, moe::Residual<Block>>>;
+  using M = moe::Matrix<float, TestType>;
+  const auto block = config<Block>(8);
+  Stack stack({.first = block, .second = {.first = {.block = block, .capacity = 0.25}, .second = block}}, moe::Seed{5});
+  stack.second().first().inference = GENERATE(moe::DepthChoice::router, moe::DepthChoice::predictor);
+  moe::Context<TestType> ctx;
+  ctx.training = false;
+  typename Stack::Tape tape;
+  moe::Batch<float, TestType> batch;
+  const Index length = 20;
+  const M x = random<M>(1, 2 * length, 8);  // two sequences
+  batch.x = x;
+  batch.sequence_offsets = indices<TestType>({0, length, 2 * length});
+  const auto at_once = host(clone(stack.forward(ctx, batch, tape)));
+  const auto chosen = host(tape.second.first.chosen);
+  Index count = 0;
+  for (std::size_t t = 0; t < chosen.size(); ++t) count += chosen(t);
+  CHECK((count > 4 && count < 2 * length - 4));  // some of them, by a rule that has no number to keep
+  auto cache = stack.cache(2, length);
+  const M step("step", 2, 8);
+  batch.x = step;
+  batch.sequence_offsets = indices<TestType>({0, 1, 2});
+  double worst = 0;
+  for (Index t = 0; t < length; ++t) {
+    for (Index s = 0; s < 2; ++s)
+      Kokkos::deep_copy(Kokkos::subview(step, s, Kokkos::ALL), Kokkos::subview(x, s * length + t, Kokkos::ALL));
+    const auto y = host(clone(stack.forward(ctx, batch, cache)));
+    for (Index s = 0; s < 2; ++s) {
+      for (Index h = 0; h < 8; ++h)
+        worst = std::max(worst, std::abs(double(y(s, h)) - double(at_once(s * length + t, h))));
+    }
+  }
+  CHECK(worst < 1e-5);
+  // The cache of a mixture of depths holds the tokens that went through its block, and no others.
+  const auto kept = host(cache.second.first.block.length);
+  CHECK(kept(0) + kept(1) == count);
+  CHECK(host(cache.first.block.length)(0) == length);
+}
+
+TEMPLATE_LIST_TEST_CASE("Mixtures of depths around attention pass the gradient check", "", Spaces) {
+  using Block = BlockOf<TestType, double>;
+  using Depths = moe::MixtureOfDepths<Block, moe::ChoiceCrossEntropy>;
+  using Stack = moe::Sequential<Depths, moe::Residual<Block>>;
+  const auto block = config<Block>(7);
+  Stack stack({.first = {.block = block, .capacity = 0.5}, .second = block}, moe::Seed{6});
+  check_layer(stack);
+}
+
 TEST_CASE("A block says which of its layers do not fit") {
   using Catch::Matchers::Contains;
   using Block = BlockOf<Kokkos::DefaultExecutionSpace, float>;

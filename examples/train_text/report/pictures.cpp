@@ -135,6 +135,32 @@ svg::Picture loss_picture(const std::vector<Model>& models, double from) {
   return svg::line_chart(chart);
 }
 
+std::vector<svg::Picture> cost_pictures(const std::vector<Model>& models) {
+  struct Cost {
+    const char *title, *x_title;
+    double (*of)(const Model&);
+  };
+  std::vector<svg::Picture> pictures;
+  for (const Cost& cost : {Cost{"Bits per byte over the time of a step", "milliseconds a step",
+                                [](const Model& model) {
+                                  return 1e3 * estimate(model, "/tokens_per_step").mean /
+                                         estimate(model, "/tokens_per_second").mean;
+                                }},
+                           Cost{"Bits per byte over FLOPs a token", "MFLOPs a token",
+                                [](const Model& model) { return 1e-6 * estimate(model, "/flops_per_token").mean; }}}) {
+    svg::LineChart chart;
+    chart.title = cost.title;
+    chart.x_title = cost.x_title;
+    for (const Model& model : models) {
+      const svg::Point point{cost.of(model), estimate(model, "/validation_bits_per_byte/mean").mean};
+      if (model.comparable && std::isfinite(point.x) && std::isfinite(point.y))
+        chart.series.push_back({model.title, model.color, {point}, svg::Series::dots});
+    }
+    if (chart.series.size() > 1) pictures.push_back(svg::line_chart(chart));
+  }
+  return pictures;
+}
+
 svg::Picture violation_picture(const std::vector<Model>& models) {
   svg::LineChart chart;
   chart.title = "Maximum violation over training";
@@ -250,7 +276,8 @@ std::vector<svg::Picture> diagnostics(const Model& model) {
   std::vector<svg::Picture> pictures;
   for (const Wanted& wanted :
        {Wanted{"drop_rate", "Dropped choices (share)", true}, Wanted{"router_entropy", "Router entropy", false},
-        Wanted{"gradient_norm", "Gradient norm", true}, Wanted{"activation_norm", "Activation norm", true}}) {
+        Wanted{"gradient_norm", "Gradient norm", true}, Wanted{"activation_norm", "Activation norm", true},
+        Wanted{"depth_agreement", "Predictor agrees with the choice", false}}) {
     svg::LineChart chart;
     chart.title = wanted.title;
     chart.width = 280;

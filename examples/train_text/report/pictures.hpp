@@ -13,6 +13,8 @@ namespace report {
 /// All models' loss: smoothed training lines and validation dots, seeds as thin lines. From `from` (0 to 1) of the way
 /// on.
 svg::Picture loss_picture(const std::vector<Model>& models, double from);
+/// Bits per byte of unseen text over what a model costs, a dot a model: milliseconds a step, or FLOPs a token.
+std::vector<svg::Picture> cost_pictures(const std::vector<Model>& models);
 svg::Picture violation_picture(const std::vector<Model>& models);
 
 /// One picture a layer: the share of every expert over training, for every domain, for every frequent byte.
@@ -25,7 +27,7 @@ svg::Picture load_key();
 /// The layer whose last recorded load is the furthest from even, of a model for the pair of pictures.
 svg::Picture most_uneven_layer(const Model& model);
 
-/// Drop rate, router entropy, gradient norm and activation norm along training.
+/// Drop rate, router entropy, gradient norm, activation norm and agreement of a depth predictor along training.
 std::vector<svg::Picture> diagnostics(const Model& model);
 
 std::vector<svg::Segment> time_segments(const json& run);

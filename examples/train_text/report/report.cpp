@@ -124,6 +124,24 @@ std::string skipped_steps(const json& run) {
   return items.empty() ? "" : "<h3>Steps skipped: gradients overflowed</h3>\n<ul class=\"plain\">" + items + "</ul>\n";
 }
 
+/// Which tokens pass a layer by, where some do.
+std::string skipped_tokens(const json& run) {
+  const json &columns = at(run, "/skipped/columns"), &layers = at(run, "/skipped/layers");
+  if (!columns.is_array() || !layers.is_array()) return "";
+  std::string html =
+      "<h3>Tokens that a layer leaves out</h3>\n<div class=\"box\" tabindex=\"0\" role=\"region\" aria-label=\"Tokens "
+      "left out\"><table><thead><tr><th>Layer</th>";
+  for (const json& name : columns) html += "<th>" + escape(name.get<std::string>()) + "</th>";
+  html += "</tr></thead><tbody>\n";
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    html += fmt::format("<tr><th scope=\"row\">{}</th>", layer);
+    for (const json& share : layers[layer])
+      html += "<td>" + (share.is_number() ? fmt::format("{:.1f}\u202F%", 100 * share.get<double>()) : "–") + "</td>";
+    html += "</tr>\n";
+  }
+  return html + "</tbody></table></div>\n";
+}
+
 std::string time_bar(const json& run) {
   const auto segments = time_segments(run);
   double total = 0;
@@ -154,6 +172,7 @@ std::string section(const Model& model, bool open) {
   if (any(over_time) || any(domains) || any(bytes)) inside += svg::inline_svg(load_key());
   inside += gallery("three", over_time, "Expert load over training", "A row is an expert, time runs to the right.");
   inside += gallery("three", domains, "Who reads which text", "Share of a domain's choices that an expert gets.");
+  inside += skipped_tokens(run);
   inside += gallery("four", diagnostics(model), "Health of the training");
   inside += time_bar(run) + spikes(run) + skipped_steps(run);
   inside += gallery(
@@ -182,6 +201,10 @@ std::string page(const json& comparison, const std::vector<Model>& models) {
         seeds ? "Thin lines: single seeds, thick ones their mean. " : "");
     html += loss + legend(models);
   }
+  const std::string costs = gallery("two", cost_pictures(models));
+  if (!costs.empty())
+    html += "<h2>Cost</h2>\n<p class=\"hint\">A dot is a model; left is cheaper, lower is better.</p>\n" + costs +
+            legend(models);
   const Picture violation = violation_picture(models);
   const auto [balanced, unbalanced] = balanced_and_not(models);
   std::vector<Picture> pair;

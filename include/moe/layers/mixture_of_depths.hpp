@@ -61,12 +61,12 @@ struct DepthRouterOf {
 /// Sizes of a mixture of depths around `Block`.
 template <class Block>
 struct MixtureOfDepthsConfig {
-  typename Block::Config block;  ///< of the block; not read where a block is given
-  double capacity = 0.125;       ///< the part of a sequence's tokens that goes through the block, at least one token
-  Index router_hidden = 0;       ///< width of Batch::router_input, where it is not H
-  std::uint32_t layer = 0;       ///< number of the layer in its model: keys its random draws
-  double initial_scale = 1;      ///< router and predictor start as N(0, initial_scale^2 / fan_in)
-  Index hidden = 0;              ///< H: the block's, filled in
+  typename Block::Config block{};  ///< of the block; not read where a block is given
+  double capacity = 0.125;         ///< the part of a sequence's tokens that goes through the block, at least one token
+  Index router_hidden = 0;         ///< width of Batch::router_input, where it is not H
+  std::uint32_t layer = 0;         ///< number of the layer in its model: keys its random draws
+  double initial_scale = 1;        ///< router and predictor start as N(0, initial_scale^2 / fan_in)
+  Index hidden = 0;                ///< H: the block's, filled in
 };
 
 /// The k = max(1, capacity n) best of the n tokens of each sequence go through a block: y = x + r f(x), r = w . x; for
@@ -187,7 +187,8 @@ class MixtureOfDepths {
   /// part of each sequence; and how many tokens each sequence has had.
   struct Cache {
     typename detail::CacheOf<Inner>::type block;
-    Vector<Index, Space> seen;  ///< (S) tokens so far, padding not counted
+    Vector<Index, Space> seen;                 ///< (S) tokens so far, padding not counted
+    Vector<const std::uint8_t, Space> chosen;  ///< (T) as Tape::chosen, of the last batch; the context's
   };
 
   Parameters parameters;
@@ -252,7 +253,7 @@ class MixtureOfDepths {
   /// Room for `capacity` tokens of each sequence in the block's cache. Only chosen tokens take it up: by a causal rule,
   /// whose number is free, so that capacity is the sequence's length at worst.
   Cache cache(Index sequences, Index capacity) const {
-    return {detail::cache_of(block_, sequences, capacity), Vector<Index, Space>("moe::seen", sequences)};
+    return {detail::cache_of(block_, sequences, capacity), Vector<Index, Space>("moe::seen", sequences), {}};
   }
   /// Generation: the new tokens of each sequence, which are chosen by `inference`, a causal rule. Those chosen go
   /// through the block and into its cache; the others leave nothing there. Positions that the batch does not give go on
@@ -267,6 +268,7 @@ class MixtureOfDepths {
     tape.update = detail::forward_cached(block_, ctx, tape.rows, cache.block, tape.block);
     const auto y = finish(ctx, tape);
     tape.batch.positions = batch.positions;  // the others were scratch memory
+    cache.chosen = tape.chosen;
     return y;
   }
   /// The same for tokens alone, of one sequence.

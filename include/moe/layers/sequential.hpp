@@ -23,8 +23,8 @@ class Sequential {
                 "moe::Sequential: both layers need the same Precision<T> and On<Space>.");
 
   struct Config {
-    typename First::Config first;
-    typename Second::Config second;
+    typename First::Config first{};
+    typename Second::Config second{};
     Index hidden = 0;  ///< H: the first layer's, filled in
   };
   /// "first.*", "second.*".

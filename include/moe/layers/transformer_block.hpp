@@ -28,8 +28,8 @@ class TransformerBlock {
                 "moe::TransformerBlock: attention and feed-forward layer need the same Precision<T> and On<Space>.");
 
   struct Config {
-    typename Attention::Config attention;
-    typename FeedForward::Config feed_forward;
+    typename Attention::Config attention{};
+    typename FeedForward::Config feed_forward{};
     double epsilon = 1e-6;  ///< of the norms
     Index hidden = 0;       ///< H, that of both; 0: theirs
   };
