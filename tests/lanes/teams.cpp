@@ -145,6 +145,7 @@ TEST_CASE("Every selection for teams chooses the same by lanes") {
     for (unsigned seed = 0; seed < 3; ++seed) {
       auto row = awkward<double>(size, seed);
       check_selection(moe::TopK<>{6}, size, 6, row);
+      check_selection(moe::TopKPerGroup<2>{3}, size, 6, row);
       check_selection(moe::Threshold{.threshold = 0.3, .cap = 6, .floor = 2}, size, 6, row);
       check_selection(moe::AllExperts{}, size, size, row);
       check_selection(moe::WithShared<moe::TopK<4>, 2>{}, size, 6, row);
@@ -227,6 +228,7 @@ void check_weighting(const Weighting& weighting) {
 
 TEST_CASE("Weightings by lanes are weightings") {
   check_weighting(moe::NormalizeSum{});
+  check_weighting(moe::NormalizeDetachedSum{});
   check_weighting(moe::NormalizeMax{});
   check_weighting(moe::NormalizeLp{3});
   check_weighting(moe::SoftmaxOfChosen{});
@@ -289,17 +291,23 @@ TEST_CASE("Keys that do not fit a team's memory lie elsewhere") {
   }
 }
 
+/// Three choices of 50 tokens among five experts, some of them not made.
+moe::Assignments<float, Space> some_assignments() {
+  moe::Assignments<float, Space> assignments;
+  assignments.tokens = 50;
+  assignments.uniform_k = 3;
+  assignments.bound = 150;
+  assignments.expert = moe::Vector<ExpertId, Space>("expert", 150);
+  assignments.weight = random<moe::Vector<float, Space>>(6, 150);
+  for (Index a = 0; a < 150; ++a) assignments.expert(a) = a % 11 == 0 ? moe::no_expert : ExpertId(a * 7 % 5);
+  return assignments;
+}
+
 TEST_CASE("Rows move and add up by lanes, in blocks and beside them") {
   for (const Index hidden : {1, 7, 64, 100, 1500, 2080}) {
     CAPTURE(hidden);
     const auto x = random<moe::Matrix<float, Space>>(5, 50, hidden);
-    moe::Assignments<float, Space> assignments;
-    assignments.tokens = 50;
-    assignments.uniform_k = 3;
-    assignments.bound = 150;
-    assignments.expert = moe::Vector<ExpertId, Space>("expert", 150);
-    assignments.weight = random<moe::Vector<float, Space>>(6, 150);
-    for (Index a = 0; a < 150; ++a) assignments.expert(a) = a % 11 == 0 ? moe::no_expert : ExpertId(a * 7 % 5);
+    const auto assignments = some_assignments();
     moe::Context<Space> ctx;
     moe::Batch<float, Space> batch;
     batch.x = x;
@@ -321,6 +329,61 @@ TEST_CASE("Rows move and add up by lanes, in blocks and beside them") {
     }
     CHECK(worst < 1e-5);
     for (Index r = 0; r < plan.expert_offsets(5); ++r) CHECK(rows(r, hidden - 1) == x(plan.row_token(r), hidden - 1));
+  }
+}
+
+TEST_CASE("Slots of heads take from rows and give to them by lanes") {
+  using Matrix = moe::Matrix<float, Space>;
+  using Vector = moe::Vector<float, Space>;
+  const auto assignments = some_assignments();
+  moe::Context<Space> ctx;
+  for (const Index width : {1, 7, 64, 100}) {
+    for (const Index share : {1, 3}) {
+      for (const bool weighted : {false, true}) {
+        CAPTURE(width, share, weighted);
+        moe::Batch<float, Space> batch;
+        batch.x = Matrix("x", 50, 1);
+        moe::DispatchPlan<Space> plan;
+        moe::dispatch(ctx, assignments, batch, 5, moe::CapacityPolicy<moe::Dropless>{}, plan);
+        const Vector weight = weighted ? assignments.weight : Vector{};
+        const auto w = [&](Index a) { return weighted ? double(weight(a)) : 1.0; };
+        const auto in = random<Matrix>(5, plan.rows, width), heads = random<Matrix>(6, 150 / share, width);
+        const Matrix sums("sums", 150 / share, width), spread("spread", plan.rows, width),
+            dheads("dheads", 150 / share, width), pulled("pulled", plan.rows, width);
+        const Vector dots("dots", 150), dweight("dweight", 150);
+        moe::detail::sum_slots(ctx, in, weight, plan, share, sums.data());
+        const float* from = heads.data();
+        moe::detail::spread_slots(ctx, from, weight, plan, share, spread, weighted ? in : Matrix{}, dots);
+        if (weighted) moe::detail::pull_slots(ctx, from, in, weight, plan, share, dheads.data(), pulled, dweight);
+        double worst = 0;
+        const auto differ = [&](double expected, double result) {
+          const double error = std::abs(expected - result);
+          worst = error <= worst ? worst : error;
+        };
+        for (Index j = 0; j < 150 / share; ++j) {
+          for (Index i = 0; i < width; ++i) {
+            double sum = 0;
+            for (Index a = j * share; a < (j + 1) * share; ++a) {
+              const Index r = plan.assignment_row(a);
+              if (r < 0) continue;
+              sum += w(a) * double(in(r, i));
+              differ(w(a) * double(heads(j, i)), double(spread(r, i)));
+              if (weighted) differ(w(a) * double(heads(j, i)), double(pulled(r, i)));
+            }
+            differ(sum, double(sums(j, i)));
+            if (weighted) differ(sum, double(dheads(j, i)));
+          }
+        }
+        for (Index a = 0; a < 150 && weighted; ++a) {
+          const Index r = plan.assignment_row(a);
+          double dot = 0;
+          for (Index i = 0; i < width && r >= 0; ++i) dot += double(in(r, i)) * double(heads(a / share, i));
+          differ(dot, double(dots(a)));
+          differ(dot, double(dweight(a)));
+        }
+        CHECK(worst < 1e-5);
+      }
+    }
   }
 }
 

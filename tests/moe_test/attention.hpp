@@ -127,6 +127,64 @@ inline std::vector<Index> largest(const std::vector<double>& keys, Index k) {
   return order;
 }
 
+/// Outputs and gradients in 16 bits are those in f32 with the same numbers, roughly: the relative errors' norms.
+template <class Single, class Half>
+void check_half(const Single& single, const Half& half) {
+  using T = typename Half::Scalar;
+  using Space = typename Half::Space;
+  const auto round = [](std::string_view, const auto& exact, const auto& rounded) {
+    const auto values = host(exact);
+    const auto to = host(rounded);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values.data()[i] = float(T(values.data()[i]));
+      to.data()[i] = T(values.data()[i]);
+    }
+    Kokkos::deep_copy(exact, values);
+    Kokkos::deep_copy(rounded, to);
+  };
+  const auto router = [](std::string_view name) { return name.find("router") != std::string_view::npos; };
+  Single::Parameters::visit(
+      [&](std::string_view name, const auto& exact, const auto& rounded) {
+        if constexpr (std::is_same_v<decltype(exact), decltype(rounded)>) {
+          REQUIRE(router(name));  // in f32 in both
+          Kokkos::deep_copy(rounded, exact);
+        } else {
+          round(name, exact, rounded);
+        }
+      },
+      single.parameters, half.parameters);
+  const Setting setting{{0, 50, 81}};
+  const Index hidden = single.config().hidden;
+  const auto x = random<moe::Matrix<float, Space>>(1, 81, hidden),
+             dy = random<moe::Matrix<float, Space>>(2, 81, hidden);
+  const moe::Matrix<T, Space> half_x("x", 81, hidden), half_dy("dy", 81, hidden);
+  round("x", x, half_x);
+  round("dy", dy, half_dy);
+  moe::Context<Space> ctx;
+  typename Single::Tape tape;
+  typename Half::Tape half_tape;
+  auto gradients = single.gradients();
+  auto half_gradients = half.gradients();
+  single.forward(ctx, batch_of<float, Space>(x, setting), tape);
+  half.forward(ctx, batch_of<T, Space>(half_x, setting), half_tape);
+  single.backward(ctx, dy, tape, gradients);
+  half.backward(ctx, half_dy, half_tape, half_gradients);
+  const auto close = [](std::string_view name, const auto& exact, const auto& rounded) {
+    const auto a = doubles(exact);
+    const auto b = host(rounded);
+    double error = 0, norm = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      error += (double(float(b.data()[i])) - a[i]) * (double(float(b.data()[i])) - a[i]);
+      norm += a[i] * a[i];
+    }
+    INFO(std::string(name));
+    CHECK(std::sqrt(error / norm) < 0.03);
+  };
+  close("y", tape.y, half_tape.y);
+  close("dx", tape.dx, half_tape.dx);
+  Single::Parameters::visit(close, gradients, half_gradients);
+}
+
 /// Token by token behind a cache, a layer gives what it gives at once: two sequences, the second starts later.
 template <class Layer>
 void check_cache(const Layer& layer) {

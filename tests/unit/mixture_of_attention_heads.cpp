@@ -1,5 +1,5 @@
 // Mixtures of attention heads against a published implementation and sums written out, their gradients and their cache.
-#include <moe/models/gpt_oss.hpp>
+#include <moe/models/attention.hpp>
 #include <moe/moe.hpp>
 
 #include "moe_test/attention.hpp"
@@ -118,6 +118,11 @@ TEMPLATE_LIST_TEST_CASE("Dropped and padded choices of heads give nothing, forwa
   check_layer(pads);
 }
 
+TEMPLATE_LIST_TEST_CASE("Mixtures of attention heads in bfloat16 are what they are in f32, roughly", "", Spaces) {
+  check_half(LayerOf<Case<TestType, float>>(configs[0], moe::Seed{13}),
+             LayerOf<Case<TestType, moe::bfloat16>>(configs[0]));
+}
+
 TEMPLATE_LIST_TEST_CASE("Token by token with a cache, mixtures of attention heads give what they give at once", "",
                         Cases) {
   check_cache(LayerOf<TestType>(configs[0], moe::Seed{10}));
@@ -157,7 +162,7 @@ void agrees(const View& ours, const GoldenFile& golden, const char* name) {
 
 /// The golden has a tanh where attention would be.
 TEST_CASE("Queries and outputs of JetMoE's attention experts agree with the published ones") {
-  using Layer = moe::MixtureOfAttentionHeads<moe::JetMoERouter, moe::OutputBias>;
+  using Layer = moe::JetMoEAttention;
   const GoldenFile golden("jetmoe_moa");
   Layer layer({.hidden = 16, .experts = 6, .head_width = 8});
   auto& p = layer.parameters;
@@ -189,77 +194,67 @@ TEST_CASE("Queries and outputs of JetMoE's attention experts agree with the publ
   agrees(gradients.outputs.first.bias, golden, "grad.bias");
 }
 
-/// x / rms(x) * weight, and x += more.
-moe::Matrix<float> normed(const moe::Matrix<float>& x, const std::vector<float>& weight) {
-  const auto from = host(x), to = host(clone(x));
-  for (std::size_t t = 0; t < from.extent(0); ++t) {
-    double squares = 0;
-    for (std::size_t h = 0; h < weight.size(); ++h) squares += double(from(t, h)) * double(from(t, h));
-    for (std::size_t h = 0; h < weight.size(); ++h)
-      to(t, h) = float(double(from(t, h)) / std::sqrt(squares / double(weight.size()) + 1e-6)) * weight[h];
-  }
-  moe::Matrix<float> result("normed", x.extent(0), x.extent(1));
-  Kokkos::deep_copy(result, to);
-  return result;
-}
-void add(const moe::Matrix<float>& x, const moe::Matrix<float>& more) {
-  const auto to = host(x), from = host(more);
-  for (std::size_t i = 0; i < to.size(); ++i) to.data()[i] += from.data()[i];
-  Kokkos::deep_copy(x, to);
-}
-
-/// Two layers of attention and feed-forward experts, at once and with caches.
+/// Two blocks of attention and feed-forward experts, at once and with caches.
 TEST_CASE("A JetMoE model of our layers has the published logits") {
-  using Attention = moe::MixtureOfAttentionHeads<moe::JetMoERouter, moe::OutputBias>;
+  using Block = moe::JetMoEBlock;
   const GoldenFile file("jetmoe_model"), results("jetmoe_model_expected");
-  const auto embedding = file.file.read<float>("model.embed_tokens.weight");
+  const auto embedding = file.file.read<float>("model.embed_tokens.weight"),
+             norm = file.file.read<float>("model.norm.weight");
   const auto ids = results.file.read<std::int32_t>("input_ids");
   const auto expected = results.file.read<float>("logits");
-  const Index tokens = Index(ids.size()), hidden = 16, vocabulary = 40;
-  REQUIRE(tokens == 14);
-  std::vector<Attention> attention;
-  std::vector<moe::JetMoE> experts;
-  std::vector<std::vector<float>> norms;
-  std::vector<Attention::Cache> caches;
-  for (std::uint32_t layer = 0; layer < 2; ++layer) {
+  const Index hidden = 16, vocabulary = 40;
+  REQUIRE(ids.size() == 14);
+  std::vector<Block> blocks;
+  std::vector<Block::Cache> caches;
+  for (int layer = 0; layer < 2; ++layer) {
     const std::string name = "model.layers." + std::to_string(layer) + ".";
-    auto& a = attention.emplace_back(Attention::Config{.hidden = 16, .experts = 4, .key_heads = 2, .layer = layer});
-    file.file.read(name + "self_attention.experts.router.layer.weight", a.parameters.router.weight);
-    file.file.read(name + "self_attention.experts.input_linear.weight", a.parameters.query);
-    file.file.read(name + "self_attention.experts.output_linear.weight", a.parameters.output);
-    file.file.read(name + "self_attention.experts.bias", a.parameters.outputs.first.bias);
-    file.file.read(name + "self_attention.kv_proj.weight", a.parameters.key_value);
-    auto& f = experts.emplace_back(moe::MoEConfig{.hidden = 16, .intermediate = 12, .experts = 4, .layer = layer});
-    file.file.read(name + "mlp.router.layer.weight", f.parameters.router.weight);
-    file.file.read(name + "mlp.input_linear.weight", f.parameters.experts.up);
-    file.file.read(name + "mlp.output_linear.weight", f.parameters.experts.down);
-    file.file.read(name + "mlp.bias", f.parameters.outputs.first.bias);
-    norms.push_back(file.file.read<float>(name + "input_layernorm.weight"));
-    norms.push_back(file.file.read<float>(name + "post_attention_layernorm.weight"));
-    caches.push_back(a.cache(2, 7));
+    auto& block =
+        blocks.emplace_back(Block::Config{.attention = {.hidden = hidden, .experts = 4, .key_heads = 2},
+                                          .feed_forward = {.hidden = hidden, .intermediate = 12, .experts = 4}});
+    auto& a = block.parameters.attention;
+    auto& f = block.parameters.feed_forward;
+    file.file.read(name + "input_layernorm.weight", block.parameters.attention_norm);
+    file.file.read(name + "self_attention.experts.router.layer.weight", a.router.weight);
+    file.file.read(name + "self_attention.experts.input_linear.weight", a.query);
+    file.file.read(name + "self_attention.experts.output_linear.weight", a.output);
+    file.file.read(name + "self_attention.experts.bias", a.outputs.first.bias);
+    file.file.read(name + "self_attention.kv_proj.weight", a.key_value);
+    file.file.read(name + "post_attention_layernorm.weight", block.parameters.feed_forward_norm);
+    file.file.read(name + "mlp.router.layer.weight", f.router.weight);
+    file.file.read(name + "mlp.input_linear.weight", f.experts.up);
+    file.file.read(name + "mlp.output_linear.weight", f.experts.down);
+    file.file.read(name + "mlp.bias", f.outputs.first.bias);
+    caches.push_back(block.cache(2, 7));
   }
-  norms.push_back(file.file.read<float>("model.norm.weight"));
   moe::Context<> ctx;
-  /// The largest error of the logits of `rows`, which are parts of two sequences.
+  // The largest error of the logits of `rows`, which are parts of two sequences.
   const auto error = [&](const std::vector<Index>& rows, bool cached) {
-    moe::Matrix<float> x("x", rows.size(), hidden);
-    const auto copy = Kokkos::create_mirror_view(x);
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      for (Index h = 0; h < hidden; ++h) copy(i, h) = embedding[std::size_t(ids[std::size_t(rows[i])] * hidden + h)];
+    std::vector<double> x;
+    for (Index row : rows) {
+      const auto token = embedding.begin() + ids[std::size_t(row)] * hidden;
+      x.insert(x.end(), token, token + hidden);
     }
-    Kokkos::deep_copy(x, copy);
     const Setting setting{{0, Index(rows.size()) / 2, Index(rows.size())}};
     for (std::size_t layer = 0; layer < 2; ++layer) {
-      const auto batch = batch_of<float>(normed(x, norms[2 * layer]), setting);
-      add(x, cached ? attention[layer].forward(ctx, batch, caches[layer]) : attention[layer].forward(ctx, batch));
-      add(x, experts[layer].forward(ctx, normed(x, norms[2 * layer + 1])));
+      moe::Matrix<float> input("input", rows.size(), hidden);
+      const auto copy = Kokkos::create_mirror_view(input);
+      std::copy(x.begin(), x.end(), copy.data());
+      Kokkos::deep_copy(input, copy);
+      const auto batch = batch_of<float>(input, setting);
+      const auto change =
+          doubles(cached ? blocks[layer].forward(ctx, batch, caches[layer]) : blocks[layer].forward(ctx, batch));
+      for (std::size_t i = 0; i < x.size(); ++i) x[i] += change[i];
     }
-    const auto last = host(normed(x, norms[4]));
     double most = 0;
     for (std::size_t i = 0; i < rows.size(); ++i) {
+      const double* last = x.data() + i * hidden;
+      double squares = 0;
+      for (Index h = 0; h < hidden; ++h) squares += last[h] * last[h] / double(hidden);
       for (Index v = 0; v < vocabulary; ++v) {
         double logit = 0;
-        for (Index h = 0; h < hidden; ++h) logit += double(last(i, h)) * double(embedding[std::size_t(v * hidden + h)]);
+        for (Index h = 0; h < hidden; ++h)
+          logit += last[h] * double(norm[std::size_t(h)]) * double(embedding[std::size_t(v * hidden + h)]);
+        logit /= std::sqrt(squares + 1e-6);
         most = std::max(most, std::abs(logit - double(expected[std::size_t(rows[i] * vocabulary + v)])));
       }
     }

@@ -120,6 +120,11 @@ TEMPLATE_LIST_TEST_CASE("SwitchHead's dropped and padded choices give nothing, f
   check_layer(pads);
 }
 
+TEMPLATE_LIST_TEST_CASE("SwitchHead in bfloat16 is what it is in f32, roughly", "", Spaces) {
+  check_half(LayerOf<2, Case<TestType, float>>(configs[0], moe::Seed{13}),
+             LayerOf<2, Case<TestType, moe::bfloat16>>(configs[0]));
+}
+
 TEMPLATE_LIST_TEST_CASE("Token by token with a cache, SwitchHead gives what it gives at once", "", Cases) {
   check_cache(LayerOf<2, TestType>(configs[0], moe::Seed{11}));
   check_cache(LayerOf<1, TestType>(configs[2], moe::Seed{12}));

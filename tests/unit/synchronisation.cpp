@@ -148,6 +148,40 @@ TEST_CASE("A second step of a mixture of depths waits for nothing on devices and
   CHECK(step.statistics.report().chosen == 2 * (5 + 1 + 7) + 13);
 }
 
+template <class Layer>
+void check_attention(const typename Layer::Config& config) {
+  using Matrix = moe::Matrix<float, Space>;
+  const Space space = other_instance<Space>();
+  Layer layer(config, moe::Seed{1});
+  moe::Context<Space> ctx;
+  ctx.space = space;
+  typename Layer::Tape tape;
+  auto gradients = layer.gradients();
+  const auto x = random<Matrix>(1, 50, 24), dy = random<Matrix>(2, 50, 24);
+  moe::Batch<float, Space> batch;
+  batch.x = x;
+  batch.sequence_offsets = indices<Space>({0, 20, 21, 50});
+  Kokkos::fence();
+  const auto step = [&] {
+    layer.forward(ctx, batch, tape);
+    layer.backward(ctx, dy, tape, gradients);
+  };
+  step();
+  step();
+  expect_no_wait(space, step);
+  if (!quiet) return;  // on hosts the cache looks at the flag, too
+  auto cache = layer.cache(3, 100);
+  const auto next = [&] { layer.forward(ctx, batch, cache); };
+  next();
+  expect_no_wait(space, next);
+}
+
+TEST_CASE("A second step of mixtures of attention heads waits for nothing and stays on its stream") {
+  check_attention<moe::MixtureOfAttentionHeads<moe::On<Space>, moe::OutputBias, moe::SwitchBalanceLoss>>(
+      {.hidden = 24, .experts = 5, .key_heads = 3});
+  check_attention<moe::SwitchHead<2, moe::On<Space>, moe::EntropyLoss>>({.hidden = 24, .heads = 2, .experts = 3});
+}
+
 TEST_CASE("The watch sees what waits, copies and runs elsewhere") {
   const Space space = other_instance<Space>();
   moe::MixtralLayer<moe::On<Space>, moe::SwitchBalanceLoss> layer(step_config, moe::Seed{1});

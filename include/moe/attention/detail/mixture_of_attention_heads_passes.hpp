@@ -2,6 +2,8 @@
 /// @file
 /// MixtureOfAttentionHeads' forward and backward, in the order of the data.
 
+#include <Kokkos_Profiling_ScopedRegion.hpp>
+
 #include "moe/attention/mixture_of_attention_heads.hpp"
 
 MOE_NAMESPACE_BEGIN

@@ -2,6 +2,8 @@
 /// @file
 /// SwitchHead's forward and backward, in the order of the data. A token has heads * k slots a side, k of each head.
 
+#include <Kokkos_Profiling_ScopedRegion.hpp>
+
 #include "moe/attention/switch_head.hpp"
 
 MOE_NAMESPACE_BEGIN
