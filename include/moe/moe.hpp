@@ -59,12 +59,7 @@
 #include "moe/balance/load.hpp"
 #include "moe/balance/losses.hpp"
 
-// Attention
-#include "moe/attention/mixture_of_attention_heads.hpp"
-#include "moe/attention/self_attention.hpp"
-#include "moe/attention/switch_head.hpp"
-
-// All of it as one object, and published compositions
+// All of it as one object, and what stands around it
 #include "moe/layers/checkpointing.hpp"
 #include "moe/layers/mixture_of_depths.hpp"
 #include "moe/layers/moe_layer.hpp"
@@ -72,6 +67,13 @@
 #include "moe/layers/residual.hpp"
 #include "moe/layers/sequential.hpp"
 #include "moe/layers/transformer_block.hpp"
+
+// Attention
+#include "moe/attention/mixture_of_attention_heads.hpp"
+#include "moe/attention/self_attention.hpp"
+#include "moe/attention/switch_head.hpp"
+
+// Published compositions
 #include "moe/models/deepseek.hpp"
 #include "moe/models/gshard.hpp"
 #include "moe/models/mixtral.hpp"

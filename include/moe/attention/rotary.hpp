@@ -2,8 +2,8 @@
 /// @file
 /// Rotary position embedding (Su et al. 2021).
 
-#include "moe/attention/attention_plan.hpp"
 #include "moe/core/each_row.hpp"
+#include "moe/kernels/attention_plan.hpp"
 
 MOE_NAMESPACE_BEGIN
 

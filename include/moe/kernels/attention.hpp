@@ -3,7 +3,7 @@
 /// The interface of attention's arithmetic: softmax(q k^T scale) v by head, never held as a whole, and its gradients.
 /// Every sum runs in a fixed order that depends on neither threads nor other sequences.
 
-#include "moe/attention/attention_plan.hpp"
+#include "moe/kernels/attention_plan.hpp"
 #include "moe/kernels/cpu/attention.hpp"
 #include "moe/kernels/device/attention.hpp"
 

@@ -2,7 +2,7 @@
 /// @file
 /// How attention's arrays lie: heads side by side in the rows of tokens.
 
-#include "moe/attention/attention_plan.hpp"
+#include "moe/kernels/attention_plan.hpp"
 
 MOE_NAMESPACE_BEGIN
 
