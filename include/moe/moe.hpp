@@ -70,6 +70,7 @@
 
 // Attention
 #include "moe/attention/mixture_of_attention_heads.hpp"
+#include "moe/attention/routed_attention.hpp"
 #include "moe/attention/self_attention.hpp"
 #include "moe/attention/switch_head.hpp"
 
