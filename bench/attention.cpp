@@ -84,7 +84,12 @@ using Dense = moe::MoELayer<On, moe::Router<moe::Softmax, moe::TopK<1>>, moe::Ex
 using Block = moe::TransformerBlock<moe::SelfAttention<On>, Dense>;
 
 Block block(const Options& options) {
-  return Block({.attention = {.hidden = options.hidden, .heads = options.hidden / options.head_width},
+  moe::detail::require<moe::ConfigError>(options.hidden % options.head_width == 0, "bench_attention: --hidden ",
+                                         options.hidden, " does not divide into heads of --head-width ",
+                                         options.head_width, ".");
+  return Block({.attention = {.hidden = options.hidden,
+                              .heads = options.hidden / options.head_width,
+                              .head_width = options.head_width},
                 .feed_forward = {.hidden = options.hidden, .intermediate = 8 * options.hidden / 3, .experts = 1}},
                moe::Seed{1});
 }

@@ -69,6 +69,7 @@ int main(int argc, char** argv) {
   train("SwitchHead", switch_head, batch, x);
 
   moe::Context ctx;
+  ctx.training = false;
   auto cache = switch_head.cache(1, length);
   for (Index t = 0; t < 4; ++t) {
     moe::Batch<float> next;

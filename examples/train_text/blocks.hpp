@@ -53,7 +53,10 @@ struct Decision {
   /// Choices a token over experts: the part of the experts' arrays that acts on a token.
   double share() const {
     const auto& a = routing.assignments;
-    return a.tokens == 0 ? 0 : double(a.bound) / double(a.tokens) / double(std::max<Index>(1, plan.experts));
+    const double k = a.uniform_k != 0 ? double(a.uniform_k)
+                     : a.tokens == 0  ? 0.0
+                                      : double(moe::load_report(*this).assignments()) / double(a.tokens);
+    return k / double(std::max<Index>(1, plan.experts));
   }
 };
 template <class T, class Space, class Routing, class Tape>
@@ -131,12 +134,17 @@ struct Reader<moe::MixtureOfDepths<Block, Policies...>> {
   static void each(Outer& outer, const Tape& tape, const F& f) {
     f(outer, decision<T, Space>(tape, tape), tape);
   }
-  /// A token in k goes through the block, and there meets one in k.
+  /// Of n tokens c n go through the block, and see c n each; router and predictor see all of them.
   template <class Outer, class Tape>
   static Work work(const Outer& outer, const Tape& tape) {
     const Work inner = Reader<Block>::work(outer.block(), tape.block);
     const double part = outer.config().capacity;
-    return {part * inner.active + double(outer.config().hidden), part * part * inner.attention};
+    double own = 0;
+    auto add = [&](std::string_view name, const auto& view) {
+      if (name.substr(0, 6) != "block.") own += double(view.size());
+    };
+    Outer::Parameters::visit(add, outer.parameters);
+    return {part * inner.active + own, part * part * inner.attention};
   }
 };
 

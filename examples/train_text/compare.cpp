@@ -65,17 +65,39 @@ void write_single_report(const Options& options, const Json& run, const std::str
   write_report(options.out, comparison);
 }
 
+namespace {
+
+/// What a run would refuse, before the others are trained.
+void check(const Options& options) {
+  models().at(options.model).in(options);
+  moe::detail::require<moe::ConfigError>(options.model != "mixture-of-depths" || options.layers % 2 == 0,
+                                         "train_text: a mixture of depths alternates with dense layers, so ",
+                                         options.layers,
+                                         " layers do not do. Give --layers 2, or leave it out: --among.");
+  moe::detail::require<moe::ConfigError>(options.model != "moa" || options.heads % 2 == 0,
+                                         "train_text: a mixture of attention heads splits heads in two, so ",
+                                         options.heads, " do not do. Give --heads 2, or leave it out: --among.");
+}
+
+}  // namespace
+
 void compare(const Options& options, const Corpus& corpus, int seeds, bool go_on, const std::string& command) {
   std::FILE* out = options.json ? stderr : stdout;
   const std::vector<std::string> usual{"dense",       "switch",      "gshard",        "mixtral",
                                        "deepseek-v3", "deepseek-v3", "expert-choice", "mixture-of-depths"};
   std::vector<Options> plan;
   for (int seed = 0; seed < seeds; ++seed) {
-    for (const std::string& model : options.among.empty() ? usual : options.among) {
+    const std::vector<std::string>& names = options.among.empty() ? usual : options.among;
+    for (std::size_t i = 0; i < names.size(); ++i) {
       Options one = options;
-      one.balanced = plan.empty() || plan.back().model != model;  // the second of a model goes unbalanced
-      one.model = model;
+      one.balanced = i == 0 || names[i - 1] != names[i];  // the second of a model goes unbalanced
+      one.model = names[i];
       one.seed = options.seed + std::uint64_t(seed);
+      check(one);
+      for (const Options& other : plan) {
+        moe::detail::require<moe::ConfigError>(other.stem() != one.stem(), "train_text: --among names ", one.model,
+                                               " too often. Once, or twice in a row: the second goes unbalanced.");
+      }
       plan.push_back(one);
     }
   }

@@ -17,7 +17,7 @@ void run(moe::Context<Space>& ctx, const char* name, Index items, const Functor&
   Kokkos::parallel_for(name, Kokkos::RangePolicy<Space>(ctx.space, 0, items), functor);
 }
 
-inline constexpr Index longest_row = 4096;  // of scores: the longest sequence
+inline constexpr Index longest_row = 256;  // of logits
 
 /// Calls f on a row in the precision of sums: on the row itself, or on a copy, which goes back rounded.
 template <class T, class F>

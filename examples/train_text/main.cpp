@@ -43,6 +43,11 @@ void print(std::FILE* out, const nlohmann::json& run) {
     fmt::print(out, "  {:<12} {:.3f}\n", name, double(bits));
   int layer = 0;
   for (const auto& load : run.at("load")) {
+    if (load.at("routed").size() == 1) {
+      fmt::print(out, "\nLayer {} in the last pass: {} of {} tokens go through.\n", layer++,
+                 load.at("kept").at(0).get<moe::Index>(), load.at("tokens").get<moe::Index>());
+      continue;
+    }
     std::ostringstream text;
     text << moe::LoadReport{load.at("tokens"), load.at("routed"), load.at("kept")};
     fmt::print(out, "\nLoad of layer {} in the last pass:\n{}", layer++, text.str());
@@ -86,13 +91,15 @@ int main(int argc, char** argv) {
          "of parameters, activations and gradients; bf16 and f16 (mixtral, deepseek-v3) have f32 masters and sums")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   auto* compares = app.add_flag("--compare", comparing, "train several at equal tokens")->excludes(model);
-  app.add_option("--among", options.among, "what to compare (default: all but the mixtures of attention heads)")
+  app.add_option("--among", options.among,
+                 "what to compare (default: all but mixtures of heads); named twice in a row: once unbalanced")
       ->needs(compares)
       ->delimiter(',')
       ->check(CLI::IsMember(names))
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--long", long_run, "with --compare: three seeds, 1500 steps (without: one seed, 600 steps)");
-  app.add_option("--balance", balance, "none: no losses, no bias, to see the collapse")
+  app.add_option("--balance", balance, "none: no balance losses, no bias, to see the collapse")
+      ->excludes(compares)
       ->check(CLI::IsMember({"default", "none"}))
       ->capture_default_str();
   app.add_option("--text", options.text, "files to train on, each a domain (default: English and German sayings, C++)")
@@ -105,8 +112,7 @@ int main(int argc, char** argv) {
       app.add_option("--resume", options.resume, "go on: from FILE, or from what is in --out")->expected(0, 1);
   app.add_option("--batch", options.batch, "sequences a step")->check(positive);
   app.add_option("--microbatches", options.microbatches, "passes a step, gradients accumulated")->check(positive);
-  app.add_option("--sequence", options.sequence, "bytes a sequence")
-      ->check(CLI::Range(moe::Index(8), text::longest_row));
+  app.add_option("--sequence", options.sequence, "bytes a sequence")->check(CLI::Range(8, 1 << 20));
   app.add_option("--hidden", options.hidden, "width")->check(positive);
   app.add_option("--layers", options.layers, "blocks")->check(positive);
   app.add_option("--heads", options.heads, "attention heads")->check(positive);

@@ -1,7 +1,7 @@
 #pragma once
 /// @file
-/// Time by stage, and bytes held by arrays, through Kokkos' tool interface: moe::MoELayer's stages are regions, and so
-/// are the transformer's own.
+/// Time by stage, and bytes held by arrays, through Kokkos' tool interface: the layers' stages are regions, and so
+/// are optimiser and validation.
 
 #include <Kokkos_Core.hpp>
 #include <Kokkos_Profiling_ScopedRegion.hpp>

@@ -180,6 +180,29 @@ TEST_CASE("Attention says what does not fit") {
   };
   CHECK_THROWS_WITH(overflow(), Contains("more tokens than its key/value cache holds"));
   CHECK(host(cache.length)(1) == 4);
+  // What fits is in the cache, and sequences that fit go on.
+  auto small = layer.cache(2, 3);
+  const auto both = batch_of<float, Space>(x, {{0, 1, 5}});
+  try {
+    layer.forward(ctx, both, small);
+    ctx.check();
+  } catch (const moe::DataError&) {
+  }
+  const moe::Matrix<const float, Space> second(x.data() + 8, 1, 8), two(x.data(), 2, 8);
+  moe::Batch<float, Space> next, whole;
+  next.x = second;
+  next.sequence_offsets = indices<Space>({0, 1, 1});
+  whole.x = two;
+  const auto at_once = host(clone(layer.forward(ctx, whole)));
+  const auto y = host(clone(layer.forward(ctx, next, small)));
+  for (Index h = 0; h < 8; ++h) CHECK(std::abs(y(0, h) - at_once(1, h)) < 1e-5f);
+  auto narrow = Layer({.hidden = 8, .heads = 2, .head_width = 2}).cache(1, 4);
+  CHECK_THROWS_WITH(layer.forward(ctx, whole, narrow), Contains("columns for a layer whose keys have 8"));
+  CHECK_THROWS_WITH(layer.cache(2, -1), Contains("no negative capacity"));
+  if constexpr (!moe::detail::device_path<Space>) {  // devices read offsets in kernels alone
+    CHECK_THROWS_WITH(layer.forward(ctx, batch_of<float, Space>(x, {{0, 6}})), Contains("sequence_offsets(1) is 6"));
+    CHECK_THROWS_WITH(layer.forward(ctx, batch_of<float, Space>(x, {{0, 3, 2}})), Contains("is 2 behind 3"));
+  }
   layer.forward(ctx, batch_of<float, Space>(moe::Matrix<float, Space>("none", 0, 8), {{0, 0}}), tape);
   CHECK(tape.y.extent(0) == 0);
 }

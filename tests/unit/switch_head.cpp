@@ -198,6 +198,24 @@ TEST_CASE("SwitchHead keeps the losses and balancing biases of both sides") {
                                           "experts.v_proj", "experts.o_proj"});
 }
 
+TEST_CASE("SwitchHead drops experts of its two sides apart") {
+  using Space = Kokkos::DefaultHostExecutionSpace;
+  using Layer = moe::SwitchHead<1, moe::Router<moe::Sigmoid, moe::TopKPerGroup<1>, moe::ExpertDropout>, moe::On<Space>>;
+  Layer layer({.hidden = 8, .heads = 2, .experts = 4},
+              moe::Router<moe::Sigmoid, moe::TopKPerGroup<1>, moe::ExpertDropout>{moe::ExpertDropout{0.5}},
+              moe::Seed{1});
+  Kokkos::deep_copy(layer.parameters.destination.weight, layer.parameters.source.weight);
+  moe::Context<Space> ctx;
+  Layer::Tape tape;
+  moe::Batch<float, Space> batch;
+  batch.x = random<moe::Matrix<float, Space>>(1, 40, 8);
+  layer.forward(ctx, batch, tape);
+  CHECK_FALSE(same_bits(tape.source.routing.assignments.expert, tape.destination.routing.assignments.expert));
+  ctx.training = false;
+  layer.forward(ctx, batch, tape);
+  CHECK(same_bits(tape.source.routing.assignments.expert, tape.destination.routing.assignments.expert));
+}
+
 TEST_CASE("SwitchHead says what does not fit") {
   using Catch::Matchers::Contains;
   using Layer = moe::SwitchHead<2>;

@@ -39,6 +39,13 @@ std::string text(const json& value, const std::string& path) {
   return found.is_string() ? found.get<std::string>() : "";
 }
 
+bool Model::routes() const {
+  for (const json& layer : at(first(), "/domain_load/layers")) {
+    if (layer.is_array() && !layer.empty() && layer[0].size() > 1) return true;
+  }
+  return false;
+}
+
 std::vector<Model> models(const json& comparison) {
   std::vector<Model> found;
   for (const json& run : at(comparison, "/runs")) {

@@ -21,6 +21,7 @@ struct Model {
 
   const json& first() const { return *runs.front(); }
   bool dense() const { return name == "dense"; }
+  bool routes() const;  // among two experts or more, in some layer
   bool unbalanced() const { return name.find("unbalanced") != std::string::npos; }
 };
 

@@ -165,7 +165,7 @@ svg::Picture violation_picture(const std::vector<Model>& models) {
   svg::LineChart chart;
   chart.title = "Maximum violation over training";
   for (const Model& model : models) {
-    if (!model.dense()) add_lines(chart, model, "maximum_violation", 0);
+    if (model.routes()) add_lines(chart, model, "maximum_violation", 0);
   }
   double low = std::numeric_limits<double>::infinity(), high = 0;
   for (const svg::Series& series : chart.series) {
@@ -278,6 +278,9 @@ std::vector<svg::Picture> diagnostics(const Model& model) {
        {Wanted{"drop_rate", "Dropped choices (share)", true}, Wanted{"router_entropy", "Router entropy", false},
         Wanted{"gradient_norm", "Gradient norm", true}, Wanted{"activation_norm", "Activation norm", true},
         Wanted{"depth_agreement", "Predictor agrees with the choice", false}}) {
+    const bool of_experts =
+        std::string_view(wanted.key) == "drop_rate" || std::string_view(wanted.key) == "router_entropy";
+    if (of_experts && !model.routes()) continue;
     svg::LineChart chart;
     chart.title = wanted.title;
     chart.width = 280;

@@ -50,7 +50,7 @@ std::string legend(const std::vector<Model>& models, bool mixtures_only = false)
   if (models.size() < 2) return "";
   std::string html = "<ul class=\"legend\">";
   for (const Model& model : models) {
-    if (mixtures_only && model.dense()) continue;
+    if (mixtures_only && !model.routes()) continue;
     html += "<li>" + swatch(model.color) + escape(model.title) + "</li>";
   }
   return html + "</ul>\n";
@@ -84,7 +84,7 @@ std::string table_of(const std::vector<Model>& models) {
                         plus_minus(estimate(model, "/validation_bits_per_byte/mean"), 3));
     html += cell(model, "/tokens_per_second", svg::thousands) + cell(model, "/parameters", svg::si) +
             cell(model, "/active_parameters", svg::si) + cell(model, "/flops_per_token", svg::si);
-    const bool routed = !model.dense();
+    const bool routed = model.routes();
     html +=
         routed ? cell(model, "/maximum_violation", two) + cell(model, "/drop_rate", percent) : "<td>–</td><td>–</td>";
     html += cell(model, "/memory_bytes", [](double bytes) { return svg::si(bytes) + "B"; }) + "</tr>\n";
@@ -139,7 +139,9 @@ std::string skipped_tokens(const json& run) {
       html += "<td>" + (share.is_number() ? fmt::format("{:.1f}\u202F%", 100 * share.get<double>()) : "–") + "</td>";
     html += "</tr>\n";
   }
-  return html + "</tbody></table></div>\n";
+  return html +
+         "</tbody></table></div>\n<p class=\"hint\">Of the validation text. A mixture of depths goes by its predictor "
+         "there, whose number of tokens is free.</p>\n";
 }
 
 std::string time_bar(const json& run) {

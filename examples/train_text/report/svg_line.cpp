@@ -162,7 +162,7 @@ Picture line_chart(const LineChart& chart) {
     for (const Point& point : series.points) {
       if (!usable(point, chart.log_y)) continue;
       body += fmt::format(
-          R"(<circle class="d k{}" cx="{:.1f}" cy="{:.1f}" r="3.6"><title>{}, {} {:.0f}: {:.4g}</title></circle>)",
+          R"(<circle class="d k{}" cx="{:.1f}" cy="{:.1f}" r="3.6"><title>{}, {} {:.4g}: {:.4g}</title></circle>)",
           series.color, x(point.x), y(point.y), escape(series.name), escape(chart.x_title), point.x, point.y);
     }
   }

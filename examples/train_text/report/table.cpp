@@ -25,11 +25,12 @@ std::string terminal_table(const nlohmann::json& comparison) {
     auto mean = [&](const char* path) { return estimate(model, path).mean; };
     const Estimate bits = estimate(model, "/validation_bits_per_byte/mean");
     const std::string spread = bits.count > 1 ? fmt::format(" +- {:.3f}", bits.deviation) : "";
-    text +=
-        fmt::format("{:<28}{:>16}{:>10}{:>8}{:>8}{:>12}{:>11.2f}{:>8.1f}%{:>7}B\n", model.title,
-                    fmt::format("{:.3f}{}", bits.mean, spread), scaled(mean("/tokens_per_second")),
-                    scaled(mean("/parameters")), scaled(mean("/active_parameters")), scaled(mean("/flops_per_token")),
-                    mean("/maximum_violation"), 100 * mean("/drop_rate"), scaled(mean("/memory_bytes")));
+    text += fmt::format(
+        "{:<28}{:>16}{:>10}{:>8}{:>8}{:>12}{:>11}{:>9}{:>7}B\n", model.title,
+        fmt::format("{:.3f}{}", bits.mean, spread), scaled(mean("/tokens_per_second")), scaled(mean("/parameters")),
+        scaled(mean("/active_parameters")), scaled(mean("/flops_per_token")),
+        model.routes() ? fmt::format("{:.2f}", mean("/maximum_violation")) : "-",
+        model.routes() ? fmt::format("{:.1f}%", 100 * mean("/drop_rate")) : "-", scaled(mean("/memory_bytes")));
   }
   text += "\n" + headline(all) + "\n";
   for (const std::string& remark : remarks(all)) text += remark + "\n";

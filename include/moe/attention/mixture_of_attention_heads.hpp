@@ -93,6 +93,10 @@ class MixtureOfAttentionHeads {
   };
   /// What forward leaves for backward; `routing`, `weight` and `plan` serve queries and outputs alike.
   struct Tape : HeadRouting<Real, Space>, detail::LossValues<Space> {
+    Tape() = default;
+    Tape(Tape&&) = default;  // copies would share their arrays
+    Tape& operator=(Tape&&) = default;
+
     std::uint64_t owner = 0;
     Batch<Scalar, Space> batch;
     Matrix<Scalar, Space> rows;       ///< (R, H) gathered tokens, on hosts
@@ -122,8 +126,13 @@ class MixtureOfAttentionHeads {
     parameters.output = detail::allocate_zeros<Tensor3<Scalar, Space>>("moe::o_proj", e, h, c);
     detail::allocate_parts(Outputs{}, policies_, ExpertShape{config.experts, config.hidden, config.columns()},
                            parameters.outputs);
-    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale);
+    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale, "attention.");
   }
+
+  MixtureOfAttentionHeads(const MixtureOfAttentionHeads&) = delete;
+  MixtureOfAttentionHeads& operator=(const MixtureOfAttentionHeads&) = delete;
+  MixtureOfAttentionHeads(MixtureOfAttentionHeads&&) = default;
+  MixtureOfAttentionHeads& operator=(MixtureOfAttentionHeads&&) = default;
 
   const Config& config() const { return config_; }
   const Router& router() const { return router_; }
@@ -196,7 +205,7 @@ class MixtureOfAttentionHeads {
   }
 
   detail::HeadRouter<Router, Capacity, Losses, std::tuple<Policies...>, Scalar, Space> head_router() const {
-    return {router_, capacity_, policies_, config_.experts, config_.layer};
+    return {router_, capacity_, policies_, config_.experts, detail::head_draws(config_.layer, 0)};
   }
   detail::AttentionSettings settings() const { return {config_.width(), config_.rotary_base, true}; }
   /// (T, K key_heads D) as heads, and as an array of slots (A, key_heads D).
@@ -212,6 +221,12 @@ class MixtureOfAttentionHeads {
   }
   detail::HeadRows<Scalar> values(const Matrix<Scalar, Space>& rows) const { return keys(rows, config_.columns()); }
 
+  static void check_slots(const char* what, const Matrix<Scalar, Space>& rows, const Tape& tape) {
+    detail::require<ShapeError>(rows.extent(0) == tape.query.extent(0) && rows.extent(1) == tape.query.extent(1),
+                                "moe::MixtureOfAttentionHeads::", what, " has shape (", rows.extent(0), ", ",
+                                rows.extent(1), "), but the queries have (", tape.query.extent(0), ", ",
+                                tape.query.extent(1), ").");
+  }
   Matrix<Scalar, Space> run(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape, Cache* cache) const;
 
   Config config_;

@@ -10,7 +10,7 @@ MOE_NAMESPACE_BEGIN
 namespace detail {
 
 /// (T, width): cosines of each token's angles, then their sines. Angle i is position * base^(-2 i / width). Positions
-/// are the batch's, or else count the tokens that the query sees.
+/// are the batch's, or else the place in the sequence; in a cache, padding not counted.
 template <class Real, class Space>
 struct RotaryAngles {
   Vector<const Index, Space> positions;  // (T) or empty

@@ -104,6 +104,10 @@ class RoutedAttention {
     Matrix<Scalar, Space> projected;  ///< (R, heads D); queries turned, keys and values without their weights
   };
   struct Tape : detail::LossValues<Space> {  ///< losses of the queries, of the keys, of the values
+    Tape() = default;
+    Tape(Tape&&) = default;  // copies would share their arrays
+    Tape& operator=(Tape&&) = default;
+
     std::uint64_t owner = 0;
     Batch<Scalar, Space> batch;
     Side query, key, value;
@@ -131,8 +135,13 @@ class RoutedAttention {
     parameters.key = detail::allocate_zeros<Weights>("moe::k_proj", config.columns(), config.hidden);
     parameters.value = detail::allocate_zeros<Weights>("moe::v_proj", config.columns(), config.hidden);
     parameters.output = detail::allocate_zeros<Weights>("moe::o_proj", config.hidden, config.columns());
-    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale);
+    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale, "attention.");
   }
+
+  RoutedAttention(const RoutedAttention&) = delete;
+  RoutedAttention& operator=(const RoutedAttention&) = delete;
+  RoutedAttention(RoutedAttention&&) = default;
+  RoutedAttention& operator=(RoutedAttention&&) = default;
 
   const Config& config() const { return config_; }
   Gradients gradients() const { return {detail::zeros_like(parameters), id_}; }

@@ -29,7 +29,7 @@ struct AttentionConfig {
   void check(const char* who) const {
     detail::require<ConfigError>(hidden > 0 && heads > 0 && head_width >= 0 && key_heads >= 0, who, ": hidden ", hidden,
                                  ", heads ", heads, ", key_heads ", key_heads, ", head_width ", head_width,
-                                 "; hidden and heads must be positive.");
+                                 "; hidden and heads must be positive, the others not negative.");
     detail::require<ConfigError>(head_width > 0 || hidden % heads == 0, who, ": hidden ", hidden,
                                  " does not divide into ", heads, " heads. Choose another number, or set head_width.");
     detail::require<ConfigError>(heads % keys() == 0, who, ": ", heads, " heads cannot share ", keys(),
@@ -78,6 +78,10 @@ class SelfAttention {
     std::uint64_t owner = 0;
   };
   struct Tape {
+    Tape() = default;
+    Tape(Tape&&) = default;  // copies would share their arrays
+    Tape& operator=(Tape&&) = default;
+
     std::uint64_t owner = 0;
     Batch<Scalar, Space> batch;
     Matrix<Scalar, Space> qkv;    ///< (T, (heads + 2 key_heads) D), turned
@@ -95,8 +99,13 @@ class SelfAttention {
     const Index columns = (config.heads + 2 * config.keys()) * config.width();
     parameters.qkv = {"moe::qkv_proj", std::size_t(columns), std::size_t(config.hidden)};
     parameters.output = {"moe::o_proj", std::size_t(config.hidden), std::size_t(config.heads * config.width())};
-    detail::initialise_layer<Space>(parameters, seed, config.layer, config.initial_scale);
+    detail::initialise_layer<Space>(parameters, seed, config.layer, config.initial_scale, "attention.");
   }
+
+  SelfAttention(const SelfAttention&) = delete;
+  SelfAttention& operator=(const SelfAttention&) = delete;
+  SelfAttention(SelfAttention&&) = default;
+  SelfAttention& operator=(SelfAttention&&) = default;
 
   const Config& config() const { return config_; }
   Gradients gradients() const { return {detail::zeros_like(parameters), id_}; }

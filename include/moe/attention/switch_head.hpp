@@ -91,6 +91,10 @@ class SwitchHead {
     }
   };
   struct Tape : detail::LossValues<Space> {  ///< losses of the source, then those of the destination
+    Tape() = default;
+    Tape(Tape&&) = default;  // copies would share their arrays
+    Tape& operator=(Tape&&) = default;
+
     std::uint64_t owner = 0;
     Batch<Scalar, Space> batch;
     HeadRouting<Real, Space> source, destination;
@@ -122,8 +126,13 @@ class SwitchHead {
     parameters.query_key = detail::allocate_zeros<Matrix<Scalar, Space>>("moe::qk_proj", 2 * config.heads * d, h);
     parameters.value = detail::allocate_zeros<Tensor3<Scalar, Space>>("moe::v_proj", e, d, h);
     parameters.output = detail::allocate_zeros<Tensor3<Scalar, Space>>("moe::o_proj", e, h, d);
-    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale);
+    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale, "attention.");
   }
+
+  SwitchHead(const SwitchHead&) = delete;
+  SwitchHead& operator=(const SwitchHead&) = delete;
+  SwitchHead(SwitchHead&&) = default;
+  SwitchHead& operator=(SwitchHead&&) = default;
 
   const Config& config() const { return config_; }
   const Router& router() const { return router_; }
@@ -157,6 +166,7 @@ class SwitchHead {
   void update_balance(Context<Space>& ctx, const LoadStatistics<Space>& source,
                       const LoadStatistics<Space>& destination) {
     const Index experts = config_.all_experts();
+    for (const auto* each : {&source, &destination}) detail::check_counts("moe::SwitchHead", *each, experts);
     detail::update_balance("moe::SwitchHead", ctx, router_, experts, buffers.source, source);
     detail::update_balance("moe::SwitchHead", ctx, router_, experts, buffers.destination, destination);
   }
@@ -192,11 +202,11 @@ class SwitchHead {
     if constexpr (detail::is_kind<P, kind::loss> && requires { policy.groups; }) policy.groups = config_.heads;
   }
 
-  /// Both draw apart.
-  Side source() const { return {router_, capacity_, policies_, config_.all_experts(), config_.layer}; }
-  Side destination() const {
-    return {router_, capacity_, policies_, config_.all_experts(), config_.layer ^ 0x80000000u};
+  Side side(int number) const {
+    return {router_, capacity_, policies_, config_.all_experts(), detail::head_draws(config_.layer, number)};
   }
+  Side source() const { return side(0); }
+  Side destination() const { return side(1); }
   detail::AttentionSettings settings() const { return {config_.width(), config_.rotary_base, false}; }
   detail::HeadRows<Scalar> heads(const Matrix<Scalar, Space>& rows, Index from = 0) const {
     return {rows.data() + from, Index(rows.extent(1)), config_.heads};

@@ -14,12 +14,24 @@ struct KeyValueCache {
   Matrix<T, Space> key, value;        ///< (S * capacity, key_heads * width); sequence s begins at row s * capacity
 
   KeyValueCache() = default;
+  /// Throws ConfigError for negative sizes.
   KeyValueCache(Index sequences_, Index capacity_, Index columns)
-      : sequences(sequences_),
+      : sequences(checked(sequences_, capacity_)),
         capacity(capacity_),
         length("moe::KeyValueCache::length", sequences_),
         key(detail::allocate_zeros<Matrix<T, Space>>("moe::KeyValueCache::key", sequences_ * capacity_, columns)),
         value(detail::allocate_zeros<Matrix<T, Space>>("moe::KeyValueCache::value", sequences_ * capacity_, columns)) {}
+  KeyValueCache(const KeyValueCache&) = delete;  // copies would share their arrays
+  KeyValueCache& operator=(const KeyValueCache&) = delete;
+  KeyValueCache(KeyValueCache&&) = default;
+  KeyValueCache& operator=(KeyValueCache&&) = default;
+
+ private:
+  static Index checked(Index sequences, Index capacity) {
+    detail::require<ConfigError>(sequences > 0 && capacity >= 0, "moe::KeyValueCache: ", sequences, " sequences of ",
+                                 capacity, " tokens; there must be one sequence at least, and no negative capacity.");
+    return sequences;
+  }
 };
 
 /// Who attends to whom: query t sees the first visible(t) keys of its sequence, less those that key_mask takes out.
@@ -34,7 +46,7 @@ struct AttentionPlan {
   Vector<const std::uint8_t, Space> key_mask;     ///< (keys) 0 = seen by no one; or empty
   Vector<Index, Space> slot;                      ///< (queries) row in the cache, where there is one; -1 = none
 
-  // What key_begin and the like look at, where it is the plan's own.
+  // Storage of query_offsets, key_begin and key_end where they are not the batch's own.
   Vector<Index, Space> offsets, begins, ends;
 };
 
@@ -86,7 +98,19 @@ struct AppendSequence {
 template <class T, class Space>
 Vector<const Index, Space> sequence_offsets(Context<Space>& ctx, const Batch<T, Space>& batch,
                                             AttentionPlan<Space>& plan) {
-  if (batch.sequence_offsets.is_allocated()) return batch.sequence_offsets;
+  if (batch.sequence_offsets.is_allocated()) {
+    const auto& offsets = batch.sequence_offsets;
+    if constexpr (!device_path<Space>) {
+      Index last = 0;
+      for (std::size_t s = 0; s < offsets.extent(0); ++s) {
+        require<ShapeError>(last <= offsets(s) && offsets(s) <= batch.tokens(), "moe: sequence_offsets(", s, ") is ",
+                            offsets(s), " behind ", last, ", in a batch of ", batch.tokens(),
+                            " tokens. Offsets ascend, and the last is the number of tokens.");
+        last = offsets(s);
+      }
+    }
+    return offsets;
+  }
   shape(plan.offsets, "moe::offsets", 2);
   each(ctx.space, "moe::offsets", 2, OneSequence<Space>{plan.offsets, batch.tokens()});
   return plan.offsets;
@@ -114,8 +138,8 @@ void plan_causal_attention(Context<Space>& ctx, const Batch<T, Space>& batch, At
                detail::CausalQuery<Space>{groups, batch.mask, plan.sequence, plan.visible});
 }
 
-/// The same behind the tokens that the cache holds: gives the batch's tokens places in it, and counts them there. Where
-/// a sequence outgrows its capacity, DataError on host spaces, else at ctx.check(); those tokens see nothing.
+/// The same behind the tokens that the cache holds: gives the batch's tokens places in it, and counts them there.
+/// Tokens beyond a sequence's capacity get none, see nothing, and raise the context's flag.
 template <class T, class Space>
 void plan_causal_attention(Context<Space>& ctx, const Batch<T, Space>& batch, const KeyValueCache<T, Space>& cache,
                            AttentionPlan<Space>& plan) {
@@ -142,7 +166,6 @@ void plan_causal_attention(Context<Space>& ctx, const Batch<T, Space>& batch, co
                detail::AppendSequence<Space>{offsets, batch.mask, cache.capacity, cache.length, plan.sequence,
                                              plan.visible, plan.slot, plan.begins, plan.ends, ctx.flag()},
                Index(1));
-  if constexpr (!detail::device_path<Space>) ctx.check();
 }
 
 MOE_NAMESPACE_END

@@ -9,7 +9,8 @@
 ///     forward(ctx, batch, tape) const                           // the block's update f(x) (T, H), without x itself
 ///     backward(ctx, dy, tape, gradients, loss_scale) const      // dx (T, H); adds into gradients
 ///
-/// A batch of no tokens gives none. Masked tokens get 0, and give no gradient.
+/// A batch of no tokens gives none. Masked tokens get 0, and give no gradient. (Layers that add x themselves fit the
+/// interface, too, so that they nest; what stands around them adds to that.)
 /// `forward(ctx, batch, tape)` is also the inference of blocks that know nothing of earlier tokens. Others have a
 /// cache:
 ///

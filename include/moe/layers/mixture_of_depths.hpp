@@ -33,6 +33,9 @@ struct CheckDepthRouter {
   static_assert(chooses_tokens<R>,
                 "moe::MixtureOfDepths: this router does not choose the best tokens of a sequence. Write "
                 "Router<..., ExpertChoice>.");
+  static_assert(!chooses_tokens<R> || !std::is_same_v<typename R::Scoring, Softmax>,
+                "moe::MixtureOfDepths: Softmax over one expert is 1 for every token, so this router chooses nothing. "
+                "Write Router<Identity, ExpertChoice> or Router<Sigmoid, ExpertChoice>.");
 };
 template <int routers, int predictors>
 struct CheckDepthCounts {
@@ -224,6 +227,7 @@ class MixtureOfDepths {
   /// The value of one of its losses or of the predictor, to change in a sweep.
   template <class P>
   P& get() {
+    static_assert(!std::is_same_v<P, Router>, "moe::MixtureOfDepths::get: the router is router().");
     return std::get<P>(policies_);
   }
 

@@ -10,6 +10,8 @@ MOE_NAMESPACE_BEGIN
 /// depths, say:
 ///
 ///     using Pair = moe::Sequential<moe::Residual<Block>, moe::MixtureOfDepths<Block>>;
+///
+/// One seed serves both: give them different numbers of `layer`, or they begin with the same weights.
 template <class FirstLayer, class SecondLayer>
 class Sequential {
   static_assert(sizeof(detail::CheckBlock<FirstLayer>) + sizeof(detail::CheckBlock<SecondLayer>) > 0);
@@ -65,7 +67,11 @@ class Sequential {
   Buffers buffers;
 
   explicit Sequential(const Config& config, Seed seed = {})
-      : Sequential(First(config.first, seed), Second(config.second, seed)) {}
+      : Sequential(First(config.first, seed), Second(config.second, seed)) {
+    detail::require<ConfigError>(config.hidden == 0 || config.hidden == config_.hidden, "moe::Sequential: hidden ",
+                                 config.hidden, " around layers of hidden ", config_.hidden,
+                                 ". Leave it out, or give the same number.");
+  }
   /// Of layers made elsewhere. Throws ConfigError where their widths differ.
   Sequential(First first, Second second)
       : parameters{first.parameters, second.parameters},

@@ -2,7 +2,7 @@
 /// @file
 /// `TransformerBlock`: attention and a feed-forward layer, each behind an RMSNorm.
 
-#include "moe/layers/detail/layer.hpp"
+#include "moe/layers/block.hpp"
 #include "moe/layers/detail/rms_norm.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -76,14 +76,18 @@ class TransformerBlock {
     /// The sum of both layers' losses. Waits for the device.
     double loss() const { return attention.loss() + feed_forward.loss(); }
   };
-  /// The attention layer's: keys and values of the tokens before.
-  using Cache = typename Attention::Cache;
+  /// The attention layer's, where it has one: keys and values of the tokens before.
+  using Cache = typename detail::CacheOf<Attention>::type;
 
   Parameters parameters;  ///< the layers' arrays, and the norms
   Buffers buffers;        ///< the layers'
 
   explicit TransformerBlock(const Config& config, Seed seed = {})
-      : TransformerBlock(Attention(config.attention, seed), FeedForward(config.feed_forward, seed), config.epsilon) {}
+      : TransformerBlock(Attention(config.attention, seed), FeedForward(config.feed_forward, seed), config.epsilon) {
+    detail::require<ConfigError>(config.hidden == 0 || config.hidden == config_.hidden,
+                                 "moe::TransformerBlock: hidden ", config.hidden, " around layers of hidden ",
+                                 config_.hidden, ". Leave it out, or give the same number.");
+  }
   /// Of layers made elsewhere, whose policies have values of their own. Throws ConfigError where hidden differs.
   TransformerBlock(Attention attention, FeedForward feed_forward, double epsilon = 1e-6)
       : config_{attention.config(), feed_forward.config(), epsilon, attention.config().hidden},
@@ -120,7 +124,9 @@ class TransformerBlock {
     result.feed_forward = result.of_feed_forward;
     return result;
   }
-  Cache cache(Index sequences, Index capacity) const { return attention_.cache(sequences, capacity); }
+  Cache cache(Index sequences, Index capacity) const requires CachedBlock<Attention> {
+    return attention_.cache(sequences, capacity);
+  }
 
   /// a + m (T, H), the tape's.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
@@ -134,7 +140,8 @@ class TransformerBlock {
     return forward(ctx, batch, ctx.template kept<Tape>(id_));
   }
   /// The same behind the tokens that the cache holds, which then holds these, too.
-  Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Cache& cache) const {
+  Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch,
+                                Cache& cache) const requires CachedBlock<Attention> {
     Tape& tape = ctx.template kept<Tape>(id_);
     run(ctx, batch, tape, [&](const Batch<Scalar, Space>& rows) { return attention_.forward(ctx, rows, cache); });
     return tape.y;

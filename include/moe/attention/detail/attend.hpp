@@ -58,6 +58,9 @@ void attend(Context<Space>& ctx, const AttentionSettings& settings, const Batch<
             KeyValueCache<T, Space>* cache = nullptr) {
   const Index tokens = batch.tokens(), width = settings.width;
   if (cache != nullptr) {
+    require<ShapeError>(Index(cache->key.extent(1)) == k.heads * width, "moe::KeyValueCache: rows of ",
+                        cache->key.extent(1), " columns for a layer whose keys have ", k.heads * width,
+                        ". Make it by this layer's cache().");
     plan_causal_attention(ctx, batch, *cache, saved.plan);
   } else {
     plan_causal_attention(ctx, batch, saved.plan);
@@ -78,6 +81,9 @@ void attend(Context<Space>& ctx, const AttentionSettings& settings, const Batch<
     heads.v = {cache->value.data(), columns, k.heads};
   }
   kernels::attention_forward(ctx, saved.plan, heads, out, saved.log_sum);
+  if constexpr (!device_path<Space>) {
+    if (cache != nullptr) ctx.check();  // now that the cache holds what it counts
+  }
 }
 
 /// The gradients of q, k and v as the projections gave them, before they were turned.

@@ -62,6 +62,11 @@ struct LossValues {
   }
 };
 
+/// The key of a router of heads' draws: a feed-forward layer of the same number, and other sides, draw other numbers.
+inline std::uint32_t head_draws(std::uint32_t layer, int side) {
+  return layer ^ (side == 0 ? 0x400000u : 0xC00000u);  // the layer's upper byte is not in the key
+}
+
 /// What acts on one routing, forward and backward.
 template <class Router, class Capacity, class Losses, class Values, class T, class Space>
 struct HeadRouter {
@@ -118,13 +123,18 @@ struct HeadRouter {
   }
 };
 
+template <class Space>
+void check_counts(const char* layer, const LoadStatistics<Space>& statistics, Index experts) {
+  require<ShapeError>(Index(statistics.counts().extent(0)) == experts, layer, "::update_balance: counts of ",
+                      statistics.counts().extent(0), " experts for a router of ", experts,
+                      ". Add the forward passes' plans to the statistics first.");
+}
+
 /// Moves a router's balancing bias by counts of its experts.
 template <class Router, class Buffers, class Space>
 void update_balance(const char* layer, Context<Space>& ctx, const Router& router, Index experts, Buffers& buffers,
                     const LoadStatistics<Space>& statistics) {
-  require<ShapeError>(Index(statistics.counts().extent(0)) == experts, layer, "::update_balance: counts of ",
-                      statistics.counts().extent(0), " experts for a router of ", experts,
-                      ". Add the forward passes' plans to the statistics first.");
+  check_counts(layer, statistics, experts);
   using Counts = Vector<const Index, Space>;
   router.update_balance(ctx, buffers, Counts(statistics.counts()), Counts(statistics.tokens()));
 }

@@ -30,7 +30,8 @@ void MixtureOfAttentionHeads<Policies...>::project_queries(Context<Space>& ctx, 
   tape.owner = id_;
   tape.space = ctx.space;
   tape.batch = batch;
-  head_router().forward(ctx, batch, parameters.router, buffers.router, tape);
+  tape.batch.router_input = {};  // another layer's
+  head_router().forward(ctx, tape.batch, parameters.router, buffers.router, tape);
   const auto& plan = tape.plan;
   Scratch scratch(ctx);
   auto projected = scratch.template matrix<Scalar>(plan.rows, config_.columns());
@@ -49,6 +50,11 @@ void MixtureOfAttentionHeads<Policies...>::project_queries(Context<Space>& ctx, 
 
 template <class... Policies>
 void MixtureOfAttentionHeads<Policies...>::combine_outputs(Context<Space>& ctx, Tape& tape) const {
+  detail::require<Error>(
+      tape.owner == id_,
+      "moe::MixtureOfAttentionHeads::combine_outputs: this tape holds no queries of this layer. Call "
+      "project_queries first.");
+  check_slots("combine_outputs: mixed", tape.mixed, tape);
   const auto& plan = tape.plan;
   const Index tokens = tape.batch.tokens();
   detail::shape(tape.y, "moe::y", tokens, config_.hidden);
@@ -100,6 +106,7 @@ void MixtureOfAttentionHeads<Policies...>::combine_outputs_backward(Context<Spac
   const Index tokens = tape.batch.tokens();
   detail::check_backward("moe::MixtureOfAttentionHeads", id_, tape.owner, gradients.owner, dy_given, tokens,
                          config_.hidden);
+  check_slots("combine_outputs_backward: dmixed", dmixed, tape);
   const auto& plan = tape.plan;
   Scratch scratch(ctx);
   M dy = dy_given;
@@ -129,6 +136,7 @@ template <class... Policies>
 void MixtureOfAttentionHeads<Policies...>::project_queries_backward(Context<Space>& ctx,
                                                                     const Matrix<Scalar, Space>& dquery, Tape& tape,
                                                                     Gradients& gradients, double loss_scale) const {
+  check_slots("project_queries_backward: dquery", dquery, tape);
   const auto& plan = tape.plan;
   Scratch scratch(ctx);
   auto dprojected = scratch.template matrix<Scalar>(plan.rows, config_.columns());

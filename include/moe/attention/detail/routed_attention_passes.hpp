@@ -102,16 +102,16 @@ void RoutedAttention<Policies...>::plan_attention(Context<Space>& ctx, Tape& tap
   plan.sequences = sequences.count;
   plan.queries = query.rows;
   plan.keys = key.rows;
-  detail::shape(plan.begins, "moe::query_offsets", sequences.count + 1);
-  detail::shape(plan.ends, "moe::key_offsets", sequences.count + 1);
+  detail::shape(plan.offsets, "moe::query_offsets", sequences.count + 1);
+  detail::shape(plan.begins, "moe::key_offsets", sequences.count + 1);
   detail::shape(plan.sequence, "moe::sequence", query.rows);
   detail::shape(plan.visible, "moe::visible", query.rows);
-  plan.query_offsets = plan.begins;
-  plan.key_begin = Vector<const Index, Space>(plan.ends.data(), sequences.count);
-  plan.key_end = Vector<const Index, Space>(plan.ends.data() + 1, sequences.count);
+  plan.query_offsets = plan.offsets;
+  plan.key_begin = Vector<const Index, Space>(plan.begins.data(), sequences.count);
+  plan.key_end = Vector<const Index, Space>(plan.begins.data() + 1, sequences.count);
   detail::each(ctx.space, "moe::RoutedAttention::offsets", sequences.count + 1,
                detail::SequenceRows<Space>{sequences, tape.batch.tokens(), query.token_offsets, key.token_offsets,
-                                           plan.begins, plan.ends});
+                                           plan.offsets, plan.begins});
   detail::each(ctx.space, "moe::RoutedAttention::plan", query.rows,
                detail::RoutedQuery<Space>{sequences, query.row_token, key.token_offsets, plan.sequence, plan.visible});
 }

@@ -16,8 +16,9 @@ void SwitchHead<k, Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Sp
   const Index tokens = batch.tokens();
   tape.space = ctx.space;
   tape.batch = batch;
-  source().forward(ctx, batch, parameters.source, buffers.source, tape.source);
-  destination().forward(ctx, batch, parameters.destination, buffers.destination, tape.destination);
+  tape.batch.router_input = {};  // another layer's
+  source().forward(ctx, tape.batch, parameters.source, buffers.source, tape.source);
+  destination().forward(ctx, tape.batch, parameters.destination, buffers.destination, tape.destination);
   detail::shape(tape.query_key, "moe::query_key", tokens, 2 * config_.columns());
   detail::shape(tape.mixed, "moe::mixed", tokens, config_.columns());
   kernels::dense_forward<Scalar, Space, false>(ctx.space, batch.x, M(parameters.query_key), tape.query_key);
@@ -28,8 +29,8 @@ void SwitchHead<k, Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Sp
   constexpr Index losses = Side::losses;
   detail::shape(tape.losses, "moe::losses", 2 * losses);
   detail::fill(ctx.space, tape.losses, 0.0);
-  source().add_losses(ctx, batch, tape.source, tape.losses.data());
-  destination().add_losses(ctx, batch, tape.destination, tape.losses.data() + losses);
+  source().add_losses(ctx, tape.batch, tape.source, tape.losses.data());
+  destination().add_losses(ctx, tape.batch, tape.destination, tape.losses.data() + losses);
   if constexpr (!detail::device_path<Space>) ctx.check();
 }
 

@@ -13,6 +13,7 @@
 #include "moe/core/exp.hpp"
 #include "moe/kernels/attention_heads.hpp"
 #include "moe/kernels/cpu/micro_kernels.hpp"
+#include "moe/kernels/cpu/panels.hpp"
 
 MOE_NAMESPACE_BEGIN
 
@@ -51,6 +52,19 @@ struct Lines32 {
       }
     }
   }
+};
+
+/// A thread's memory for tiles and blocks, too much for small stacks: `tiles` of 32 columns and `blocks` of 64 rows.
+template <class Real>
+struct TileMemory {
+  static constexpr Index tile = most_head_width * 32, block = 64 * most_head_width;
+  Real* data;
+  TileMemory() {
+    static thread_local PageBuffer<Real> memory(4 * tile + 2 * block);
+    data = memory.data();
+  }
+  Real* tile_number(Index i) const { return data + i * tile; }
+  Real* block_number(Index i) const { return data + 4 * tile + i * block; }
 };
 
 template <class T, class Space>
@@ -147,9 +161,9 @@ struct AttendTile : AttentionTiles<T, Space> {
     const auto tile = tiles.of(item);
     const Index width = heads.width, first = this->plan.key_begin(tile.sequence);
     const Index live = std::min(this->queries(tile.sequence) - tile.begin, columns);
-    alignas(64) Real q[most_head_width * columns], sum[most_head_width * columns], scores[block * columns];
-    alignas(64) Real largest[columns], total[columns], shrink[columns];
-    Real converted[std::is_same_v<T, Real> ? 1 : block * most_head_width];
+    const TileMemory<Real> memory;
+    Real *q = memory.tile_number(0), *sum = memory.tile_number(1), *converted = memory.block_number(0);
+    alignas(64) Real scores[block * columns], largest[columns], total[columns], shrink[columns];
     Index visible[columns] = {}, end = 0;
     for (Index l = 0; l < live; ++l) {
       const auto query = this->query(tile.sequence, tile.head, tile.begin + l);
@@ -233,9 +247,10 @@ struct PullQueries : AttentionTiles<T, Space> {
     const auto tile = tiles.of(item);
     const Index width = heads.width, first = this->plan.key_begin(tile.sequence);
     const Index live = std::min(this->queries(tile.sequence) - tile.begin, columns);
-    alignas(64) Real q[most_head_width * columns], dout[most_head_width * columns], dq[most_head_width * columns];
+    const TileMemory<Real> memory;
+    Real *q = memory.tile_number(0), *dout = memory.tile_number(1), *dq = memory.tile_number(2);
+    Real *keys = memory.block_number(0), *values = memory.block_number(1);
     alignas(64) Real scores[block * columns], dp[block * columns], log_sum[columns] = {}, delta[columns] = {};
-    Real keys[std::is_same_v<T, Real> ? 1 : block * most_head_width], values[sizeof(keys) / sizeof(Real)];
     Index visible[columns] = {}, end = 0;
     for (Index l = 0; l < live; ++l) {
       const auto query = this->query(tile.sequence, tile.head, tile.begin + l);
@@ -286,10 +301,11 @@ struct PullKeys : AttentionTiles<T, Space> {
     const auto tile = tiles.of(item);
     const Index width = heads.width, first = this->plan.key_begin(tile.sequence) + tile.begin;
     const Index live = std::min(this->keys(tile.sequence) - tile.begin, columns);
-    alignas(64) Real k[most_head_width * columns], v[most_head_width * columns];
-    alignas(64) Real dk[most_head_width * columns], dv[most_head_width * columns];
+    const TileMemory<Real> memory;
+    Real *k = memory.tile_number(0), *v = memory.tile_number(1);
+    Real *dk = memory.tile_number(2), *dv = memory.tile_number(3);
+    Real *q = memory.block_number(0), *dout = memory.block_number(1);
     alignas(64) Real scores[block * columns], dp[block * columns];
-    Real q[block * most_head_width], dout[block * most_head_width];
     bool seen[columns] = {};
     for (Index l = 0; l < live; ++l) {
       this->put_column(heads.k.at(first + l, tile.head, width), l, Real(heads.scale), k);
@@ -339,6 +355,12 @@ inline void clear_rows(const HeadRows<T>& rows, Index begin, Index end, Index wi
   for (Index t = begin; t < end; ++t) std::fill(rows.at(t, 0, width), rows.at(t, 0, width) + rows.heads * width, T(0));
 }
 
+template <class T, class Offsets>
+inline void clear_outside(const HeadRows<T>& rows, const Offsets& offsets, Index count, Index width) {
+  clear_rows(rows, 0, offsets(0), width);
+  clear_rows(rows, offsets(offsets.extent(0) - 1), count, width);
+}
+
 template <class Space, class F>
 TileNumbers<Space> number_tiles(typename Context<Space>::Scratch& scratch, Index sequences, Index heads,
                                 const F& rows) {
@@ -371,7 +393,7 @@ void attention_forward(Context<Space>& ctx, const AttentionPlan<Space>& plan, co
   typename Context<Space>::Scratch scratch(ctx);
   const auto tiles =
       number_tiles<Space>(scratch, plan.sequences, heads.k.heads, [&](Index s) { return base.queries(s); });
-  clear_rows(out, plan.sequences > 0 ? plan.query_offsets(plan.sequences) : 0, plan.queries, heads.width);
+  clear_outside(out, plan.query_offsets, plan.queries, heads.width);
   run_tiles(ctx.space, tiles, AttendTile<T, Space>{base, tiles, out, log_sum});
 }
 
@@ -383,10 +405,13 @@ void attention_backward(Context<Space>& ctx, const AttentionPlan<Space>& plan, c
   const auto queries =
       number_tiles<Space>(scratch, plan.sequences, heads.k.heads, [&](Index s) { return base.queries(s); });
   const auto keys = number_tiles<Space>(scratch, plan.sequences, heads.k.heads, [&](Index s) { return base.keys(s); });
-  clear_rows(of.dq, plan.sequences > 0 ? plan.query_offsets(plan.sequences) : 0, plan.queries, heads.width);
+  clear_outside(of.dq, plan.query_offsets, plan.queries, heads.width);
+  const Index first = plan.sequences > 0 ? plan.key_begin(0) : 0;
   const Index end = plan.sequences > 0 ? plan.key_end(plan.sequences - 1) : 0;
-  clear_rows(of.dk, end, plan.keys, heads.width);
-  clear_rows(of.dv, end, plan.keys, heads.width);
+  for (const auto* rows : {&of.dk, &of.dv}) {
+    clear_rows(*rows, 0, first, heads.width);
+    clear_rows(*rows, end, plan.keys, heads.width);
+  }
   run_tiles(ctx.space, queries, PullQueries<T, Space>{base, queries, of});
   run_tiles(ctx.space, keys, PullKeys<T, Space>{base, keys, of});
 }

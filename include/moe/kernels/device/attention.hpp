@@ -66,7 +66,9 @@ struct AttendQuery : AttentionTeam<T, Real, Space> {
       const bool live = key < end && this->sees(t, first, key);
       const Real score = live ? Real(heads.scale) * this->dot(q, heads.k.at(key, shared, heads.width))
                               : -Kokkos::Experimental::infinity_v<Real>;
-      const Real top = team.max<Real>(Base::lanes, [&](Index) { return score; });
+      const Real top = team.max<Real>(Base::lanes, [&](Index) {
+        return score == score ? score : Kokkos::Experimental::infinity_v<Real>;  // NaN is to be seen
+      });
       if (!(top > -Kokkos::Experimental::infinity_v<Real>)) continue;  // all of these are padding
       const Real now = top > largest ? top : largest, shrink = Kokkos::exp(largest - now);
       const Real p = live ? Kokkos::exp(score - now) : Real(0);
@@ -132,8 +134,10 @@ struct PullKey : AttentionTeam<T, Real, Space> {
       const Index h = heads.query_head(shared, i);
       for (Index begin = from; begin < end; begin += Base::lanes) {
         const Index t = begin + team.lane();
+        const bool seen = t < end && this->sees(t, first, key);
+        if (!(team.max<Real>(Base::lanes, [&](Index) { return seen ? Real(1) : Real(0); }) > 0)) continue;
         Real p = 0, dscore = 0;
-        if (t < end && this->sees(t, first, key)) {
+        if (seen) {
           p = Kokkos::exp(Real(heads.scale) * this->dot(heads.q.at(t, h, heads.width), k) - of.log_sum(t, h));
           dscore = p * (this->dot(of.dout.at(t, h, heads.width), v) - of.delta(t, h));
         }

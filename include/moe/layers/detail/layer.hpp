@@ -32,6 +32,9 @@ void check_tokens(const char* layer, const Batch<T, Space>& batch, Index hidden)
   one_a_token("entries of the mask", batch.mask);
   one_a_token("positions", batch.positions);
   one_a_token("token ids", batch.token_ids);
+  one_a_token("rows of draws", batch.draws);
+  require<ShapeError>(!batch.sequence_offsets.is_allocated() || batch.sequence_offsets.extent(0) > 0, layer,
+                      "::forward: sequence_offsets of no numbers. S sequences have S + 1, the last one T.");
 }
 
 /// Throws where a tape or gradients are another layer's, or dy has not the shape of what forward gave.
@@ -46,18 +49,21 @@ void check_backward(const char* layer, std::uint64_t id, std::uint64_t tape, std
   require<ShapeError>(Index(dy.extent(0)) == tokens && Index(dy.extent(1)) == hidden, layer,
                       "::backward: dy has shape (", dy.extent(0), ", ", dy.extent(1), "), expected (", tokens, ", ",
                       hidden, ").");
+  require<ShapeError>(tokens < 2 || Index(dy.stride(0)) == hidden, layer, "::backward: the rows of dy are ",
+                      dy.stride(0), " apart, but ", hidden, " wide. Copy the subview into a moe::Matrix first.");
 }
 
-/// Draws fresh weights, by the seed and the layer's number; vectors and biases keep what they hold.
+/// Draws fresh weights, by the seed, the layer's number and names behind `prefix`, so that layers of other prefixes
+/// draw other numbers; vectors and biases keep what they hold.
 template <class Space, class Parameters>
-void initialise_layer(Parameters& parameters, Seed seed, std::uint32_t layer, double scale) {
+void initialise_layer(Parameters& parameters, Seed seed, std::uint32_t layer, double scale, const char* prefix = "") {
   const typename Space::execution_space space{};
   const Seed own{seed.value * 0x9E3779B97F4A7C15ull + layer};
   auto draw = [&](std::string_view name, const auto& view) {
     const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
     if (!bias && view.rank() > 1) initialise(space, name, view, own, scale);
   };
-  Parameters::visit(draw, parameters);
+  Parameters::visit(Prefixed{draw, prefix}, parameters);
   space.fence("moe::initialise_layer");
 }
 

@@ -61,7 +61,9 @@ template <class Block, class... Policies>
 void MixtureOfDepths<Block, Policies...>::check_capture(const Batch<Scalar, Space>& batch, DepthChoice rule,
                                                         const Tape& tape) const {
   const bool seen = tape.owner == id_ && tape.batch.tokens() == batch.tokens() && tape.choice == rule &&
-                    tape.batch.sequence_offsets.extent(0) == batch.sequence_offsets.extent(0);
+                    tape.batch.sequence_offsets.extent(0) == batch.sequence_offsets.extent(0) &&
+                    tape.batch.mask.is_allocated() == batch.mask.is_allocated() &&
+                    tape.batch.token_ids.is_allocated() == batch.token_ids.is_allocated();
   detail::require<Error>(seen,
                          "moe::MixtureOfDepths::forward cannot be captured in a graph yet: its tape holds no pass of "
                          "this layer and rule on ",

@@ -13,9 +13,6 @@ void MoELayer<Policies...>::check(const Batch<Scalar, Space>& batch) const {
   using detail::require;
   const Index tokens = batch.tokens();
   detail::check_tokens("moe::MoELayer", batch, config_.hidden);
-  require<ShapeError>(!batch.draws.is_allocated() || Index(batch.draws.extent(0)) == tokens,
-                      "moe::MoELayer::forward: draws for ", batch.draws.extent(0), " tokens, but there are ", tokens,
-                      ".");
   const auto router_input = batch.for_router();
   require<ShapeError>(Index(router_input.extent(0)) == tokens && Index(router_input.extent(1)) == router_shape().hidden,
                       "moe::MoELayer::forward: the router's input has shape (", router_input.extent(0), ", ",
