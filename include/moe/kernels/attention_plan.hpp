@@ -2,8 +2,8 @@
 /// @file
 /// `AttentionPlan`: which keys each query sees; `KeyValueCache`: the keys and values of the tokens before.
 
+#include "moe/core/batch.hpp"
 #include "moe/core/context.hpp"
-
 MOE_NAMESPACE_BEGIN
 
 /// Keys and values of the tokens that each sequence has put through a layer, in their order.
