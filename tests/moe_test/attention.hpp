@@ -9,7 +9,7 @@
 namespace moe_test {
 
 /// Which tokens of which sequences see each other.
-struct Setting {
+struct SequenceSetting {
   std::vector<Index> offsets;
   std::vector<std::uint8_t> mask = {};
   std::vector<Index> positions = {};
@@ -18,7 +18,7 @@ struct Setting {
 };
 
 template <class T, class Space = Kokkos::DefaultExecutionSpace>
-moe::Batch<T, Space> batch_of(const std::type_identity_t<moe::Matrix<T, Space>>& x, const Setting& setting) {
+moe::Batch<T, Space> batch_of(const std::type_identity_t<moe::Matrix<T, Space>>& x, const SequenceSetting& setting) {
   moe::Batch<T, Space> batch;
   batch.x = x;
   batch.sequence_offsets = indices<Space>(setting.offsets);
@@ -78,7 +78,7 @@ std::vector<double> doubles(const View& view) {
 /// Causal attention with rotary positions, one token, head and key after another; key_head(h) is the key head that
 /// query head h sees.
 template <class KeyHead>
-Rows attend_by_hand(const Setting& setting, Index width, double rotary_base, Rows q, Rows k, const Rows& v,
+Rows attend_by_hand(const SequenceSetting& setting, Index width, double rotary_base, Rows q, Rows k, const Rows& v,
                     const KeyHead& key_head) {
   const Index heads = q.width / width;
   Rows out(Index(q.data.size()) / q.width, q.width);
@@ -153,7 +153,7 @@ void check_half(const Single& single, const Half& half) {
         }
       },
       single.parameters, half.parameters);
-  const Setting setting{{0, 50, 81}};
+  const SequenceSetting setting{{0, 50, 81}};
   const Index hidden = single.config().hidden;
   const auto x = random<moe::Matrix<float, Space>>(1, 81, hidden),
              dy = random<moe::Matrix<float, Space>>(2, 81, hidden);
@@ -193,7 +193,7 @@ void check_cache(const Layer& layer) {
   moe::Context<Space> ctx;
   const Index hidden = layer.config().hidden;
   const Index lengths[] = {37, 21};
-  const Setting setting{{0, 37, 58}};
+  const SequenceSetting setting{{0, 37, 58}};
   const auto x = random<moe::Matrix<T, Space>>(3, 58, hidden);
   const auto at_once = host(clone(layer.forward(ctx, batch_of<T, Space>(x, setting))));
   auto cache = layer.cache(2, 40);

@@ -12,7 +12,7 @@ using namespace moe_test;
 /// The layer's equations, one token, head and key after another, in double.
 template <class Layer>
 std::vector<double> expected(const Layer& layer, const moe::Batch<typename Layer::Scalar, typename Layer::Space>& batch,
-                             const Setting& setting) {
+                             const SequenceSetting& setting) {
   const auto& config = layer.config();
   const Index tokens = batch.tokens(), hidden = config.hidden, width = config.width();
   const Index heads = config.heads, keys = config.keys(), columns = (heads + 2 * keys) * width;
@@ -81,7 +81,7 @@ const moe::AttentionConfig configs[] = {
     {.hidden = 16, .heads = 8, .key_heads = 1, .head_width = 4, .layer = 3},
 };
 /// One long sequence; short and empty ones; padding; positions of their own, and rows of no sequence.
-const Setting settings[] = {
+const SequenceSetting settings[] = {
     {{0, 150}},
     {{0, 3, 3, 40, 41, 110}},
     {{0, 30, 70}, std::vector<std::uint8_t>(70, 1)},
@@ -92,7 +92,7 @@ TEMPLATE_LIST_TEST_CASE("Self-attention is what its equations say", "", Cases) {
   using T = typename TestType::T;
   using Space = typename TestType::Space;
   for (const auto& config : configs) {
-    for (Setting setting : settings) {
+    for (SequenceSetting setting : settings) {
       for (std::size_t t = 0; t < setting.mask.size(); ++t) setting.mask[t] = t % 7 != 2 && t != 0 && t < 65;
       for (std::size_t t = 0; t < setting.positions.size(); ++t) setting.positions[t] = Index(3 * t + 5);
       const Index tokens =
@@ -119,7 +119,7 @@ TEMPLATE_LIST_TEST_CASE("Self-attention passes the gradient check", "", Spaces) 
 
 TEMPLATE_LIST_TEST_CASE("Gradients of long sequences agree between f32 and f64", "", Spaces) {
   const moe::AttentionConfig config{.hidden = 32, .heads = 4, .key_heads = 2, .head_width = 16};
-  const Setting setting{{0, 200, 333}};
+  const SequenceSetting setting{{0, 200, 333}};
   const auto gradients_in = [&](auto zero) {
     using T = decltype(zero);
     using Layer = moe::SelfAttention<moe::On<TestType>, moe::Precision<T>>;

@@ -13,7 +13,7 @@ using namespace moe_test;
 /// y = sum over the chosen of softmax weight * W_o attention(W_q x), one token after another.
 template <class Layer>
 std::vector<double> expected(const Layer& layer, const moe::Batch<typename Layer::Scalar, typename Layer::Space>& batch,
-                             const Setting& setting, Index k) {
+                             const SequenceSetting& setting, Index k) {
   const auto& config = layer.config();
   const Index tokens = batch.tokens(), hidden = config.hidden, columns = config.columns();
   const auto& p = layer.parameters;
@@ -60,7 +60,7 @@ const moe::AttentionMixtureConfig configs[] = {
     {.hidden = 12, .experts = 4, .head_width = 20, .layer = 1},
     {.hidden = 21, .experts = 7, .key_heads = 3, .rotary_base = 0, .layer = 2},
 };
-const Setting settings[] = {
+const SequenceSetting settings[] = {
     {{0, 150}},
     {{0, 3, 3, 40, 41, 110}},
     {{0, 30, 70}, std::vector<std::uint8_t>(70, 1)},
@@ -70,7 +70,7 @@ const Setting settings[] = {
 TEMPLATE_LIST_TEST_CASE("A mixture of attention heads is what its equations say", "", Cases) {
   using T = typename TestType::T;
   using Space = typename TestType::Space;
-  const auto check = [](auto layer, Index k, Setting setting) {
+  const auto check = [](auto layer, Index k, SequenceSetting setting) {
     for (std::size_t t = 0; t < setting.mask.size(); ++t) setting.mask[t] = t % 7 != 2 && t != 0 && t < 65;
     for (std::size_t t = 0; t < setting.positions.size(); ++t) setting.positions[t] = Index(3 * t + 5);
     const Index tokens =
@@ -84,7 +84,7 @@ TEMPLATE_LIST_TEST_CASE("A mixture of attention heads is what its equations say"
     CHECK(same_bits(clone(y), layer.forward(ctx, batch)));
   };
   for (const auto& config : configs) {
-    for (const Setting& setting : settings) {
+    for (const SequenceSetting& setting : settings) {
       check(LayerOf<TestType>(config, moe::Seed{5}), 2, setting);
       check(LayerOf<TestType, Chosen<3>>(config, moe::Seed{6}), 3, setting);
     }
@@ -234,7 +234,7 @@ TEST_CASE("A JetMoE model of our layers has the published logits") {
       const auto token = embedding.begin() + ids[std::size_t(row)] * hidden;
       x.insert(x.end(), token, token + hidden);
     }
-    const Setting setting{{0, Index(rows.size()) / 2, Index(rows.size())}};
+    const SequenceSetting setting{{0, Index(rows.size()) / 2, Index(rows.size())}};
     for (std::size_t layer = 0; layer < 2; ++layer) {
       moe::Matrix<float> input("input", rows.size(), hidden);
       const auto copy = Kokkos::create_mirror_view(input);

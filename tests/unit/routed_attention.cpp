@@ -17,7 +17,7 @@ struct Choice {
   std::vector<double> logit;
   std::vector<bool> taken;
   template <class View>
-  Choice(const Rows& x, const View& weight, const Setting& setting, double capacity)
+  Choice(const Rows& x, const View& weight, const SequenceSetting& setting, double capacity)
       : logit(x.data.size() / std::size_t(x.width)), taken(logit.size()) {
     const Rows w(weight);
     for (std::size_t t = 0; t < logit.size(); ++t) {
@@ -41,7 +41,7 @@ struct Choice {
 /// The layer's equations, one token, head and key after another, in double.
 template <class Layer>
 std::vector<double> expected(const Layer& layer, const moe::Batch<typename Layer::Scalar, typename Layer::Space>& batch,
-                             const Setting& setting) {
+                             const SequenceSetting& setting) {
   const auto& config = layer.config();
   const auto& parameters = layer.parameters;
   const Index tokens = batch.tokens(), width = config.width(), columns = config.columns();
@@ -106,7 +106,7 @@ const moe::RoutedAttentionConfig configs[] = {
      .layer = 3},
 };
 /// One long sequence; short and empty ones; padding; positions of their own, and rows of no sequence.
-const Setting settings[] = {
+const SequenceSetting settings[] = {
     {{0, 150}},
     {{0, 3, 3, 40, 41, 110}},
     {{0, 30, 70}, std::vector<std::uint8_t>(70, 1)},
@@ -117,7 +117,7 @@ TEMPLATE_LIST_TEST_CASE("Routed attention is what its equations say", "", Cases)
   using T = typename TestType::T;
   using Space = typename TestType::Space;
   for (const auto& config : configs) {
-    for (Setting setting : settings) {
+    for (SequenceSetting setting : settings) {
       for (std::size_t t = 0; t < setting.mask.size(); ++t) setting.mask[t] = t % 7 != 2 && t != 0 && t < 65;
       for (std::size_t t = 0; t < setting.positions.size(); ++t) setting.positions[t] = Index(3 * t + 5);
       const Index tokens =
@@ -159,7 +159,7 @@ TEMPLATE_LIST_TEST_CASE("Routed attention of all tokens with weights of one is s
     Kokkos::deep_copy(router->weight, typename LayerOf<TestType>::Real(0));
     Kokkos::deep_copy(Kokkos::subview(router->weight, 0, hidden - 1), typename LayerOf<TestType>::Real(1));
   }
-  Setting setting{{0, 30, 70}, std::vector<std::uint8_t>(70, 1)};
+  SequenceSetting setting{{0, 30, 70}, std::vector<std::uint8_t>(70, 1)};
   for (std::size_t t = 0; t < setting.mask.size(); ++t) setting.mask[t] = t % 7 != 2;
   const auto batch = batch_of<T, Space>(x, setting);
   moe::Context<Space> ctx;

@@ -15,7 +15,7 @@ double sigmoid(double z) {
 /// One token, head and expert after another; all experts of a head where k is E.
 template <int k, class Layer>
 std::vector<double> expected(const Layer& layer, const moe::Batch<typename Layer::Scalar, typename Layer::Space>& batch,
-                             const Setting& setting) {
+                             const SequenceSetting& setting) {
   const auto& config = layer.config();
   const Index tokens = batch.tokens(), hidden = config.hidden, width = config.width(), heads = config.heads,
               columns = heads * width, experts = config.experts, all = heads * experts;
@@ -65,7 +65,7 @@ const moe::SwitchHeadConfig configs[] = {
     {.hidden = 12, .heads = 1, .experts = 4, .head_width = 20, .layer = 1},
     {.hidden = 21, .heads = 3, .experts = 3, .rotary_base = 0, .layer = 2},
 };
-const Setting settings[] = {
+const SequenceSetting settings[] = {
     {{0, 150}},
     {{0, 3, 3, 40, 41, 110}},
     {{0, 30, 70}, std::vector<std::uint8_t>(70, 1)},
@@ -75,7 +75,7 @@ const Setting settings[] = {
 TEMPLATE_LIST_TEST_CASE("SwitchHead is what its equations say, with all experts, too", "", Cases) {
   using T = typename TestType::T;
   using Space = typename TestType::Space;
-  const auto check = [](const auto& layer, auto k, Setting setting) {
+  const auto check = [](const auto& layer, auto k, SequenceSetting setting) {
     for (std::size_t t = 0; t < setting.mask.size(); ++t) setting.mask[t] = t % 7 != 2 && t != 0 && t < 65;
     for (std::size_t t = 0; t < setting.positions.size(); ++t) setting.positions[t] = Index(3 * t + 5);
     const Index tokens =
@@ -89,7 +89,7 @@ TEMPLATE_LIST_TEST_CASE("SwitchHead is what its equations say, with all experts,
     CHECK(same_bits(clone(y), layer.forward(ctx, batch)));
   };
   for (const auto& config : configs) {
-    for (const Setting& setting : settings) {
+    for (const SequenceSetting& setting : settings) {
       check(LayerOf<2, TestType>(config, moe::Seed{5}), std::integral_constant<int, 2>{}, setting);
       check(LayerOf<3, TestType>(config, moe::Seed{6}), std::integral_constant<int, 3>{}, setting);
     }
