@@ -133,6 +133,11 @@ struct AddRows {
     team.each(Index(y.extent(1)), [&](Index h) { y(t, h) = T(Sum(x(t, h)) + Sum(change(t, h))); });
   }
 };
+template <class T, class Space>
+void add_rows(const Space& space, const char* name, const Matrix<const T, Space>& x,
+              const Matrix<const T, Space>& change, const Matrix<T, Space>& y) {
+  each_wide_row(space, name, Index(y.extent(0)), Index(y.extent(1)), AddRows<T, Space>{x, change, y});
+}
 
 }  // namespace detail
 

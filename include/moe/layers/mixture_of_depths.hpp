@@ -167,14 +167,7 @@ class MixtureOfDepths {
     /// Its own losses in the order of the layer's arguments, then the predictor's. 0 where a causal rule chose. Waits
     /// for the device.
     std::vector<double> loss_values() const {
-      std::vector<double> result(losses.extent(0));
-      if (result.empty()) return result;
-      detail::refuse_capture(*space, "Reading a tape's loss, which waits for the device,",
-                             "Read it after the graph's launch.");
-      Kokkos::View<double*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
-      Kokkos::deep_copy(*space, host, losses);
-      space->fence("moe::MixtureOfDepths::Tape::loss_values");
-      return result;
+      return detail::read_losses<Space>(space, losses, "moe::MixtureOfDepths::Tape::loss_values");
     }
 
    private:

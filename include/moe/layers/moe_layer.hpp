@@ -155,14 +155,7 @@ class MoELayer {
     }
     /// Each loss in the order of the layer's arguments. Waits for the device.
     std::vector<double> loss_values() const {
-      std::vector<double> result(losses.extent(0));
-      if (result.empty()) return result;
-      detail::refuse_capture(*space, "Reading a tape's loss, which waits for the device,",
-                             "Read it after the graph's launch.");
-      Kokkos::View<double*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
-      Kokkos::deep_copy(*space, host, losses);
-      space->fence("moe::MoELayer::Tape::loss_values");
-      return result;
+      return detail::read_losses<Space>(space, losses, "moe::MoELayer::Tape::loss_values");
     }
   };
 

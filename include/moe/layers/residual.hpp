@@ -76,7 +76,7 @@ class Residual : public detail::ValidBlock<Block> {
     detail::check_backward("moe::Residual", id_, tape.owner, id_, dy, tokens, hidden);
     const auto dupdate = Base::backward(ctx, dy, tape.block, gradients, loss_scale);
     detail::shape(tape.dx, "moe::dx", tokens, hidden);
-    add_rows(ctx, dy, dupdate, tape.dx);
+    detail::add_rows<Scalar>(ctx.space, "moe::Residual", M(dy), M(dupdate), tape.dx);
     return tape.dx;
   }
 
@@ -89,12 +89,8 @@ class Residual : public detail::ValidBlock<Block> {
     tape.space = ctx.space;
     tape.batch = batch;
     detail::shape(tape.y, "moe::y", batch.tokens(), batch.hidden());
-    add_rows(ctx, batch.x, update, tape.y);
+    detail::add_rows<Scalar>(ctx.space, "moe::Residual", batch.x, M(update), tape.y);
     return tape.y;
-  }
-  static void add_rows(Context<Space>& ctx, const M& x, const M& change, const Matrix<Scalar, Space>& y) {
-    detail::each_wide_row(ctx.space, "moe::Residual", Index(y.extent(0)), Index(y.extent(1)),
-                          detail::AddRows<Scalar, Space>{x, change, y});
   }
 
   std::uint64_t id_ = detail::next_layer_id();

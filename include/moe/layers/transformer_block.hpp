@@ -160,7 +160,7 @@ class TransformerBlock {
     const auto dm = feed_forward_.backward(ctx, dy, tape.feed_forward, gradients.of_feed_forward, loss_scale);
     detail::rms_norm_backward<Scalar>(ctx.space, M(tape.middle), M(dm), parameters.feed_forward_norm,
                                       tape.middle_inverse, dmiddle, false, gradients.feed_forward_norm);
-    detail::add_matrices(ctx.space, dy, dmiddle, da);
+    detail::add_rows<Scalar>(ctx.space, "moe::TransformerBlock", dy, M(dmiddle), da);
     const auto dnormed = attention_.backward(ctx, M(da), tape.attention, gradients.of_attention, loss_scale);
     if (tokens > 0) Kokkos::deep_copy(ctx.space, tape.dx, dmiddle);
     detail::rms_norm_backward<Scalar>(ctx.space, tape.batch.x, M(dnormed), parameters.attention_norm, tape.inverse,
@@ -197,7 +197,7 @@ class TransformerBlock {
                           tape.middle_inverse});
     rows.x = tape.middle_normed;
     const auto m = feed_forward_.forward(ctx, rows, tape.feed_forward);
-    detail::add_matrices(ctx.space, a, m, tape.y);
+    detail::add_rows<Scalar>(ctx.space, "moe::TransformerBlock", M(a), M(m), tape.y);
   }
 
   Config config_;

@@ -51,15 +51,7 @@ struct LossValues {
     return sum;
   }
   /// Each loss in the order of the layer's arguments. Waits for the device.
-  std::vector<double> loss_values() const {
-    std::vector<double> result(losses.extent(0));
-    if (result.empty()) return result;
-    refuse_capture(*space, "Reading a tape's loss, which waits for the device,", "Read it after the graph's launch.");
-    Kokkos::View<double*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
-    Kokkos::deep_copy(*space, host, losses);
-    space->fence("moe::Tape::loss_values");
-    return result;
-  }
+  std::vector<double> loss_values() const { return read_losses<Space>(space, losses, "moe::Tape::loss_values"); }
 };
 
 /// The key of a router of heads' draws: a feed-forward layer of the same number, and other sides, draw other numbers.

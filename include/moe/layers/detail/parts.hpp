@@ -2,8 +2,10 @@
 /// @file
 /// The parts of a layer that come in any number: branches, output policies and losses.
 
+#include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "moe/core/parameter.hpp"
 #include "moe/core/policy.hpp"
@@ -12,6 +14,19 @@
 MOE_NAMESPACE_BEGIN
 
 namespace detail {
+
+/// Values of losses on the host, once their stream has them.
+template <class Space>
+std::vector<double> read_losses(const std::optional<Space>& space, const Vector<double, Space>& losses,
+                                const char* name) {
+  std::vector<double> result(losses.extent(0));
+  if (result.empty()) return result;
+  refuse_capture(*space, "Reading a tape's loss, which waits for the device,", "Read it after the graph's launch.");
+  Kokkos::View<double*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
+  Kokkos::deep_copy(*space, host, losses);
+  space->fence(name);
+  return result;
+}
 
 /// The parameters of each branch or output policy, one after another; each puts its `name` before its arrays'.
 template <class Branches, class T, class Space>

@@ -89,19 +89,6 @@ void rms_norm_backward(const Space& space, const Matrix<const T, Space>& x, cons
        Weight{x, dy, inverse, gradient}, Index(1));
 }
 
-/// y = a + b.
-template <class T>
-struct AddNumbers {
-  const T *a, *b;
-  T* y;
-  KOKKOS_FUNCTION void operator()(Index i) const { y[i] = T(RouterReal<T>(a[i]) + RouterReal<T>(b[i])); }
-};
-template <class Space, class A, class B, class Y>
-void add_matrices(const Space& space, const A& a, const B& b, const Y& y) {
-  using T = typename Y::value_type;
-  each(space, "moe::add", Index(y.size()), AddNumbers<T>{a.data(), b.data(), y.data()}, Index(16) * few);
-}
-
 }  // namespace detail
 
 MOE_NAMESPACE_END
