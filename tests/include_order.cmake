@@ -1,6 +1,6 @@
 # cmake -DINCLUDE=<folder> -P include_order.cmake: a room includes only itself and rooms before it.
 
-set(rooms core kernels routing dispatch experts combine balance layers attention train io models)
+set(rooms core kernels routing dispatch experts combine balance layers attention adapters train io models)
 
 file(GLOB_RECURSE headers RELATIVE ${INCLUDE} ${INCLUDE}/moe/*/*.hpp)
 set(breaches 0)
