@@ -24,7 +24,8 @@ enum class Purpose : std::uint32_t {
   skip,
   dropout,
   input,
-  gumbel
+  gumbel,
+  adapter
 };
 
 /// The key of one stream of draws.

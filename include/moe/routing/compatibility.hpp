@@ -42,6 +42,7 @@ MOE_SAYS(needs_free_count)
 MOE_SAYS(ignores_keys)
 MOE_SAYS(ranks_choices)
 MOE_SAYS(unranked)
+MOE_SAYS(takes_all)
 #undef MOE_SAYS
 
 /// Does a weighting of this chain turn logits into weights before sums are taken?
@@ -77,7 +78,7 @@ struct CheckSelection {
   static_assert(!(is_kind<Policy, kind::balancer> && says_needs_logits<Selection>()),
                 "moe::Router: this selection weighs what it compares, so a balancing bias would change the weights. "
                 "Use TopK, or balance by a loss.");
-  static_assert(!(says_constant<Policy>() && !says_ignores_keys<Selection>()),
+  static_assert(!(says_constant<Policy>() && !says_ignores_keys<Selection>() && !says_takes_all<Selection>()),
                 "moe::Router: all logits are equal, so this selection has nothing to go by. Use TableLookup, or "
                 "another logit source.");
 };

@@ -136,7 +136,7 @@ struct Threshold {
 struct AllExperts {
   using policy = kind::selection;
   static constexpr bool takes_team = true;
-  static constexpr bool unranked = true;
+  static constexpr bool unranked = true, takes_all = true;
 
   Index choices(Index experts) const { return experts; }
 
