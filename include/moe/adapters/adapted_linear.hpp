@@ -247,13 +247,7 @@ class AdaptedLinear {
     detail::require<ShapeError>(!base.bias.is_allocated() || Index(base.bias.extent(0)) == config_.out,
                                 "moe::AdaptedLinear: a frozen bias of ", base.bias.extent(0), " numbers for ",
                                 config_.out, " outputs.");
-    if (!batch.router_input.is_allocated()) return;
-    const auto& given = batch.router_input;
-    detail::require<ShapeError>(Index(given.extent(0)) == batch.tokens() &&
-                                    Index(given.extent(1)) == router_shape().hidden,
-                                "moe::AdaptedLinear::forward: router_input has shape (", given.extent(0), ", ",
-                                given.extent(1), "), expected (", batch.tokens(), ", ", router_shape().hidden,
-                                "). Set AdaptedLinearConfig::router_hidden to its width.");
+    detail::check_router_input("moe::AdaptedLinear", batch, router_shape().hidden);
   }
 
   Config config_;

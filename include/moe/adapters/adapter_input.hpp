@@ -26,12 +26,12 @@ template <class T, class Space, bool all>
 struct AdapterInput {
   using Real = RouterReal<T>;
   static constexpr bool takes_all = all;
-  const Batch<T, Space>& batch;               ///< its x is not the map's where the map lies inside a layer
-  Matrix<const T, Space> x;                   ///< (T, in) what the map reads
-  Matrix<const T, Space> weight;              ///< (out, in) frozen
-  const HeadRouting<Real, Space>& mixture;    ///< choices, weights after drops, and rows
-  double alpha = 1;                           ///< of the scaling
-  std::uint32_t map = 0;                      ///< number of the map in its layer: keys dropout
+  const Batch<T, Space>& batch;             ///< its x is not the map's where the map lies inside a layer
+  Matrix<const T, Space> x;                 ///< (T, in) what the map reads
+  Matrix<const T, Space> weight;            ///< (out, in) frozen
+  const HeadRouting<Real, Space>& mixture;  ///< choices, weights after drops, and rows
+  double alpha = 1;                         ///< of the scaling
+  std::uint32_t map = 0;                    ///< number of the map in its layer: keys dropout
 
   Index tokens() const { return Index(x.extent(0)); }
   Index experts() const { return mixture.plan.experts; }
@@ -58,14 +58,13 @@ constexpr bool replaces_map() {
 
 /// Do all tokens take all adapters, so that dense products serve?
 template <class Router, class Capacity>
-inline constexpr bool takes_all =
-    says_takes_all<typename Router::Selection>() && !Capacity::drops && !Capacity::pads;
+inline constexpr bool takes_all = says_takes_all<typename Router::Selection>() && !Capacity::drops && !Capacity::pads;
 
 /// Weights (T, E) of adapters that all tokens take; skipped and padded ones are 0.
 template <class Real, class Space>
 struct MixingWeights {
-  Vector<const Real, Space> weight;         // (T E)
-  Vector<const std::uint8_t, Space> live;   // (T E), or empty: all
+  Vector<const Real, Space> weight;        // (T E)
+  Vector<const std::uint8_t, Space> live;  // (T E), or empty: all
   Index experts;
   KOKKOS_FUNCTION Real operator()(Index t, Index e) const {
     const Index a = t * experts + e;

@@ -28,25 +28,40 @@ struct RandomStart {};
 
 namespace detail {
 
-/// `to` (+)= from, kept with probability 1 - p and divided by it.
+/// to(r) (+)= from(r), entries kept with probability 1 - p and divided by it; rows of one token lose the same ones.
 template <class T, class Space>
 struct DropInput {
   Matrix<const T, Space> from;
   Matrix<T, Space> to;
+  Vector<const Index, Space> row_token;  // (R), or empty: rows are tokens
   RandomKey key;
   Index first_token;
   std::uint32_t map;
   RouterReal<T> probability;
   bool add;
-  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
     using Real = RouterReal<T>;
+    const Index token = row_token.data() == nullptr ? r : row_token(r);
+    if (token < 0) return;
     team.each(Index(to.extent(1)), [&](Index i) {
-      const Real draw = random_uniform<Real>(key, std::uint64_t(first_token + t), std::uint32_t(i) ^ (map << 28));
-      const Real kept = draw < probability ? Real(0) : Real(from(t, i)) / (Real(1) - probability);
-      to(t, i) = T(add ? Real(to(t, i)) + kept : kept);
+      const Real draw = random_uniform<Real>(key, std::uint64_t(first_token + token), std::uint32_t(i) ^ (map << 28));
+      const Real kept = draw < probability ? Real(0) : Real(from(r, i)) / (Real(1) - probability);
+      to(r, i) = T(add ? Real(to(r, i)) + kept : kept);
     });
   }
 };
+
+/// Dropout of what the adapters of map number `map` read, drawn as the routing's forward pass was.
+template <class T, class Space>
+void drop_input(Context<Space>& ctx, const Routing<RouterReal<T>, Space>& routing, std::uint32_t map,
+                double probability, const Matrix<const T, Space>& from, const Vector<const Index, Space>& row_token,
+                const Matrix<T, Space>& to, bool add) {
+  RandomKey key = routing.random;
+  key.purpose = Purpose::adapter;
+  each_wide_row(
+      ctx.space, "moe::adapter_dropout", Index(to.extent(0)), Index(to.extent(1)),
+      DropInput<T, Space>{from, to, row_token, key, routing.first_token, map, RouterReal<T>(probability), add});
+}
 
 }  // namespace detail
 
@@ -136,7 +151,7 @@ struct LowRankAdapters {
                                                M(dout), drows, false, dweight, gradients);
       detail::add_token_rows<T, Space>(ctx.space, plan, M(drows), own);
     }
-    if (drops(in)) drop(ctx, in, M(own), dx, true);
+    if (drops(in)) detail::drop_input<T, Space>(ctx, in.mixture.routing, in.map, dropout, M(own), {}, dx, true);
   }
 
  private:
@@ -152,22 +167,13 @@ struct LowRankAdapters {
   bool drops(const AdapterInput<T, Space, all>& in) const {
     return dropout > 0 && in.mixture.routing.noisy;
   }
-  template <class T, class Space, bool all>
-  void drop(Context<Space>& ctx, const AdapterInput<T, Space, all>& in, const Matrix<const T, Space>& from,
-            const Matrix<T, Space>& to, bool add) const {
-    RandomKey key = in.mixture.routing.random;
-    key.purpose = Purpose::adapter;
-    detail::each_wide_row(ctx.space, "moe::LowRankAdapters::dropout", in.tokens(), Index(to.extent(1)),
-                          detail::DropInput<T, Space>{from, to, key, in.mixture.routing.first_token, in.map,
-                                                      RouterReal<T>(dropout), add});
-  }
   /// What the adapters read: x, or x behind dropout.
   template <class T, class Space, bool all>
   Matrix<const T, Space> input(Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
                                const AdapterInput<T, Space, all>& in) const {
     if (!drops(in)) return in.x;
     auto dropped = scratch.template matrix<T>(in.tokens(), in.x.extent(1));
-    drop(ctx, in, in.x, dropped, false);
+    detail::drop_input<T, Space>(ctx, in.mixture.routing, in.map, dropout, in.x, {}, dropped, false);
     return dropped;
   }
 };

@@ -18,10 +18,11 @@ inline constexpr bool fits_adapters = !is_kind<P, kind::adapters> || HasParamete
 /// Says what is wrong with one argument of an adapted layer.
 template <class P>
 struct CheckAdaptedPolicy {
-  static_assert(is_adapted_policy<P>,
-                "moe: this argument is not a policy of adapted layers. They take a Router<...>, a form of adapters such "
-                "as LowRankAdapters<>, a CapacityPolicy<...>, losses, On<Space> and Precision<...>; scorings, "
-                "selections and the like go into Router<...>.");
+  static_assert(
+      is_adapted_policy<P>,
+      "moe: this argument is not a policy of adapted layers. They take a Router<...>, a form of adapters such "
+      "as LowRankAdapters<>, a CapacityPolicy<...>, losses, On<Space> and Precision<...>; scorings, "
+      "selections and the like go into Router<...>.");
   static_assert(fits_adapters<P>,
                 "moe: these adapters lack a member. They need `Parameters<T, Space>`, `Saved<T, Space>`, `parameters`, "
                 "`start`, `forward` and `backward`; see moe/adapters/adapter_input.hpp.");
@@ -40,6 +41,25 @@ void check_frozen(const char* layer, const Matrix<const T, Space>& weight, Index
   require<ShapeError>(Index(weight.extent(0)) == out && Index(weight.extent(1)) == in, layer,
                       ": the frozen weight has shape (", weight.extent(0), ", ", weight.extent(1), "), expected (", out,
                       ", ", in, ").");
+}
+
+/// The same for one of ExpertFFN's arrays, of one expert.
+template <class T, class Space>
+void check_frozen(const char* layer, const Tensor3<const T, Space>& weight, Index out, Index in) {
+  require<ShapeError>(weight.is_allocated(), layer,
+                      ": no frozen weight. Assign the layer's `base`, or give it to the constructor.");
+  require<ShapeError>(weight.extent(0) == 1 && Index(weight.extent(1)) == out && Index(weight.extent(2)) == in, layer,
+                      ": the frozen weight has shape (", weight.extent(0), ", ", weight.extent(1), ", ",
+                      weight.extent(2), "), expected (1, ", out, ", ", in, ").");
+}
+
+template <class T, class Space>
+void check_router_input(const char* layer, const Batch<T, Space>& batch, Index width) {
+  const auto& given = batch.router_input;
+  if (!given.is_allocated()) return;
+  require<ShapeError>(Index(given.extent(0)) == batch.tokens() && Index(given.extent(1)) == width, layer,
+                      "::forward: router_input has shape (", given.extent(0), ", ", given.extent(1), "), expected (",
+                      batch.tokens(), ", ", width, "). Set the config's router_hidden to its width.");
 }
 
 template <class T, class Space>

@@ -135,8 +135,8 @@ template <class T, class Space>
 void low_rank_rows_backward(Context<Space>& ctx, const DispatchPlan<Space>& plan, const Matrix<const T, Space>& rows,
                             const LowRank<T, Space>& p, const Vector<const RouterReal<T>, Space>& weight, double factor,
                             const Matrix<const T, Space>& u, const Matrix<const T, Space>& dout,
-                            const Matrix<T, Space>& drows, bool accumulate,
-                            const Vector<RouterReal<T>, Space>& dweight, const LowRank<T, Space>& gradients) {
+                            const Matrix<T, Space>& drows, bool accumulate, const Vector<RouterReal<T>, Space>& dweight,
+                            const LowRank<T, Space>& gradients) {
   using Real = RouterReal<T>;
   using M = Matrix<const T, Space>;
   typename Context<Space>::Scratch scratch(ctx);
