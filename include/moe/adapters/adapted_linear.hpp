@@ -39,9 +39,9 @@ struct FrozenLinear {
 ///     auto dx = linear.backward(ctx, dy, tape, gradients);      // (T, in); adds into gradients, losses included
 ///
 /// Policies, in any order: a Router<...> (default Unrouted: all adapters, weight 1), a form of adapters (default
-/// LowRankAdapters<>), a CapacityPolicy<...>, losses, On<Space>, Precision<T>. The router reads x, or
-/// Batch::router_input, whose gradient is then tape.drouter_input; forms may have it read W x. Where a token gets no
-/// adapter, y is W x; padding gets 0.
+/// LowRankAdapters<>), a CapacityPolicy<...>, losses, losses on adapters (ContrastiveExpertLoss), On<Space>,
+/// Precision<T>. The router reads x, or Batch::router_input, whose gradient is then tape.drouter_input; forms may have
+/// it read W x. Where a token gets no adapter, y is W x; padding gets 0.
 template <class... Policies>
 class AdaptedLinear {
   static_assert((sizeof(detail::CheckAdaptedPolicy<Policies>) + ... +
@@ -57,6 +57,7 @@ class AdaptedLinear {
   using Scalar = typename detail::Pick<kind::precision, Precision<float>, Policies...>::type::storage;
   using Real = RouterReal<Scalar>;
   using Losses = typename detail::Filter<kind::loss, detail::List<>, Policies...>::type;
+  using AdapterLosses = typename detail::Filter<kind::adapter_loss, detail::List<>, Policies...>::type;
   using Base = FrozenLinear<Scalar, Space>;
   /// Do dense products serve, since all tokens take all adapters?
   static constexpr bool takes_all = detail::takes_all<Router, Capacity>;
@@ -132,10 +133,8 @@ class AdaptedLinear {
     tape.space = ctx.space;
     tape.batch = batch;
     detail::shape(tape.y, "moe::adapted_y", batch.tokens(), config_.out);
-    if constexpr (!detail::replaces_map<Adapters>()) {
-      detail::frozen_forward<Scalar, Space>(ctx, base, batch.x, tape.y);
-      detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
-    }
+    detail::frozen_forward<Scalar, Space>(ctx, base, batch.x, tape.y);
+    detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
     if constexpr (detail::reads_output<Adapters>()) {
       detail::shape(tape.base, "moe::adapted_base", batch.tokens(), config_.out);
       if (batch.tokens() != 0) Kokkos::deep_copy(ctx.space, tape.base, tape.y);
@@ -143,9 +142,13 @@ class AdaptedLinear {
     router_of().forward(ctx, routed(batch, tape), parameters.router, buffers.router, tape);
     adapters_.forward(ctx, input(tape), parameters.adapters, tape.y, tape.adapters);
     detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
-    detail::shape(tape.losses, "moe::losses", detail::length<Losses>);
+    detail::shape(tape.losses, "moe::losses", detail::length<Losses> + detail::length<AdapterLosses>);
     detail::fill(ctx.space, tape.losses, 0.0);
     router_of().add_losses(ctx, batch, tape, tape.losses.data());
+    detail::each_loss(AdapterLosses{}, policies_, [&](const auto& loss, Index number) {
+      loss.value(ctx, input(tape), parameters.adapters,
+                 Vector<double, Space>(tape.losses.data() + detail::length<Losses> + number, 1));
+    });
     if constexpr (!detail::device_path<Space>) ctx.check();
     tape.owner = id_;
     return tape.y;
@@ -176,6 +179,9 @@ class AdaptedLinear {
     detail::fill(ctx.space, tape.dx, Scalar(0));
     adapters_.backward(ctx, input(tape), dbase, parameters.adapters, tape.adapters, tape.dx, dweight,
                        gradients.adapters);
+    detail::each_loss(AdapterLosses{}, policies_, [&](const auto& loss, Index) {
+      loss.backward(ctx, input(tape), parameters.adapters, loss_scale, tape.dx, gradients.adapters);
+    });
     auto drouter = tape.dx;
     if (batch.router_input.is_allocated()) {
       detail::shape(tape.drouter_input, "moe::drouter_input", tokens, batch.router_input.extent(1));
@@ -186,8 +192,7 @@ class AdaptedLinear {
     }
     router_of().backward(ctx, routed(batch, tape), parameters.router, tape, dweight, loss_scale, drouter,
                          gradients.router);
-    if constexpr (!detail::replaces_map<Adapters>())
-      kernels::dense_backward_rows<Scalar, Space, false>(ctx.space, M(dbase), base.weight, tape.dx, true);
+    kernels::dense_backward_rows<Scalar, Space, false>(ctx.space, M(dbase), base.weight, tape.dx, true);
     return tape.dx;
   }
 

@@ -10,8 +10,8 @@ MOE_NAMESPACE_BEGIN
 namespace detail {
 
 template <class P>
-inline constexpr bool is_adapted_policy =
-    is_kind<P, kind::router, kind::adapters, kind::capacity, kind::loss, kind::space, kind::precision>;
+inline constexpr bool is_adapted_policy = is_kind<P, kind::router, kind::adapters, kind::capacity, kind::loss,
+                                                  kind::adapter_loss, kind::space, kind::precision>;
 template <class P>
 inline constexpr bool fits_adapters = !is_kind<P, kind::adapters> || HasParameterStructs<P>;
 
