@@ -19,6 +19,7 @@ namespace kernels {
 struct GroupedOptions {
   Index rows_each = -1;  ///< of every expert, where the host knows it (padded capacities); vendors' libraries use it
   const Index* number = nullptr;  ///< for devices: row r is rows(number[r]), or zeros where that is negative
+  bool accumulate = false;        ///< of products whose rows the offsets cut: add to what is there
 };
 
 namespace detail {
@@ -35,27 +36,29 @@ void run(const Space& space, const Product<T>& product) {
 
 }  // namespace detail
 
-/// out_e = rows_e weight_e^T. rows (R, K), weight (E, N, K), out (R, N) overwritten in the experts' rows.
+/// out_e = rows_e weight_e^T. rows (R, K), weight (E, N, K), out (R, N) overwritten, or added to, in the experts' rows.
 template <class T, class Space>
 void grouped_forward(const Space& space, const Vector<Index, Space>& expert_offsets, const Matrix<const T, Space>& rows,
                      const Tensor3<const T, Space>& weight, const Matrix<T, Space>& out,
                      const GroupedOptions& options = {}) {
   const Index n = weight.extent(1), k = weight.extent(2);
-  auto product =
-      Product<T>::over_rows(expert_offsets.data(), weight.extent(0), out.extent(0), n, k,
-                            {rows.data(), k, 1, 0, options.number}, {weight.data(), k, 1, n * k}, out.data(), false);
+  auto product = Product<T>::over_rows(expert_offsets.data(), weight.extent(0), out.extent(0), n, k,
+                                       {rows.data(), k, 1, 0, options.number}, {weight.data(), k, 1, n * k}, out.data(),
+                                       options.accumulate);
   product.rows_each = options.rows_each;
   detail::run(space, product);
 }
 
-/// drows_e = dout_e weight_e. dout (R, N), weight (E, N, K), drows (R, K) overwritten in the experts' rows.
+/// drows_e = dout_e weight_e. dout (R, N), weight (E, N, K), drows (R, K) overwritten, or added to, in the experts'
+/// rows.
 template <class T, class Space>
 void grouped_backward_rows(const Space& space, const Vector<Index, Space>& expert_offsets,
                            const Matrix<const T, Space>& dout, const Tensor3<const T, Space>& weight,
                            const Matrix<T, Space>& drows, const GroupedOptions& options = {}) {
   const Index n = weight.extent(1), k = weight.extent(2);
-  auto product = Product<T>::over_rows(expert_offsets.data(), weight.extent(0), dout.extent(0), k, n,
-                                       {dout.data(), n, 1, 0}, {weight.data(), 1, k, n * k}, drows.data(), false);
+  auto product =
+      Product<T>::over_rows(expert_offsets.data(), weight.extent(0), dout.extent(0), k, n, {dout.data(), n, 1, 0},
+                            {weight.data(), 1, k, n * k}, drows.data(), options.accumulate);
   product.rows_each = options.rows_each;
   detail::run(space, product);
 }

@@ -1,10 +1,14 @@
 #pragma once
 /// @file
 /// The JSON that safetensors headers are made of: objects, arrays, strings and whole numbers. Bounded in depth and
-/// size.
+/// size. JsonValues::all takes the rest of JSON, too.
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <locale>
 #include <map>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,17 +21,24 @@ namespace detail {
 
 /// A value; `kind` says which member holds it.
 struct Json {
-  enum class Kind { null, number, string, array, object } kind = Kind::null;
-  std::uint64_t number = 0;
+  enum class Kind { null, number, real, boolean, string, array, object } kind = Kind::null;
+  std::uint64_t number = 0;  ///< of a whole number; of any other number, `real` is its value
+  double real = 0;
+  bool boolean = false;
   std::string string;
   std::vector<Json> array;
   std::map<std::string, Json> object;
+  std::vector<std::string> keys;  ///< of `object`, in the text's order; filled where all of JSON is taken
 };
+
+/// Which values a parser takes: those of safetensors headers, or all.
+enum class JsonValues { of_headers, all };
 
 /// Parses one value and nothing after it but spaces. Throws IoError with the position.
 class JsonParser {
  public:
-  explicit JsonParser(std::string_view text) : text_(text) {}
+  explicit JsonParser(std::string_view text, JsonValues values = JsonValues::of_headers)
+      : text_(text), all_(values == JsonValues::all) {}
 
   Json parse() {
     Json result = value(0);
@@ -65,9 +76,16 @@ class JsonParser {
     if (c == '"') {
       result.kind = Json::Kind::string;
       result.string = string();
-    } else if (c >= '0' && c <= '9') {
-      result.kind = Json::Kind::number;
-      result.number = number();
+    } else if ((c >= '0' && c <= '9') || (all_ && c == '-')) {
+      const std::size_t end = std::min(text_.find_first_not_of("+-.0123456789eE", at_), text_.size());
+      if (all_ && text_.substr(at_, end - at_).find_first_of("-.eE") != std::string_view::npos) {
+        result.kind = Json::Kind::real;
+        result.real = real(std::string(text_.substr(at_, end - at_)));
+        at_ = end;
+      } else {
+        result.kind = Json::Kind::number;
+        result.number = number();
+      }
     } else if (take('[')) {
       result.kind = Json::Kind::array;
       if (take(']')) return result;
@@ -80,14 +98,19 @@ class JsonParser {
       do {
         if (peek() != '"') fail("a key must be a string");
         std::string key = string();
+        if (all_) result.keys.push_back(key);
         expect(':');
         if (!result.object.emplace(std::move(key), value(depth + 1)).second) fail("a key is there twice");
       } while (take(','));
       expect('}');
     } else if (text_.substr(at_, 4) == "null") {
       at_ += 4;
+    } else if (all_ && (text_.substr(at_, 4) == "true" || text_.substr(at_, 5) == "false")) {
+      result.kind = Json::Kind::boolean;
+      result.boolean = c == 't';
+      at_ += c == 't' ? 4 : 5;
     } else {
-      fail("a value that no safetensors header holds");
+      fail(all_ ? "not a value" : "a value that no safetensors header holds");
     }
     return result;
   }
@@ -100,6 +123,15 @@ class JsonParser {
       result = result * 10 + digit;
     }
     if (at_ < text_.size() && (text_[at_] == '.' || text_[at_] == 'e' || text_[at_] == 'E')) fail("not a whole number");
+    return result;
+  }
+
+  /// Not by the C library, which reads numbers as the locale writes them.
+  double real(const std::string& text) const {
+    std::istringstream in(text);
+    in.imbue(std::locale::classic());
+    double result = 0;
+    if (!(in >> result) || in.peek() != std::istringstream::traits_type::eof()) fail("not a number");
     return result;
   }
 
@@ -159,8 +191,23 @@ class JsonParser {
   }
 
   std::string_view text_;
+  bool all_;
   std::size_t at_ = 0;
 };
+
+/// A finite number as JSON, in as few digits as give it back.
+inline std::string json_number(double value) {
+  for (int digits = 6;; ++digits) {
+    std::ostringstream out;
+    out.imbue(std::locale::classic());
+    out.precision(digits);
+    out << value;
+    std::istringstream in(out.str());
+    in.imbue(std::locale::classic());
+    double back = 0;
+    if (digits == std::numeric_limits<double>::max_digits10 || (in >> back && back == value)) return out.str();
+  }
+}
 
 /// `text` as a JSON string, quotes included.
 inline std::string json_quote(std::string_view text) {

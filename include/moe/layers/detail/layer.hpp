@@ -54,14 +54,14 @@ void check_backward(const char* layer, std::uint64_t id, std::uint64_t tape, std
 }
 
 /// Draws fresh weights, by the seed, the layer's number and names behind `prefix`, so that layers of other prefixes
-/// draw other numbers; vectors and biases keep what they hold.
+/// draw other numbers; vectors, biases and the second factors of low-rank updates keep what they hold.
 template <class Space, class Parameters>
 void initialise_layer(Parameters& parameters, Seed seed, std::uint32_t layer, double scale, const char* prefix = "") {
   const typename Space::execution_space space{};
   const Seed own{seed.value * 0x9E3779B97F4A7C15ull + layer};
   auto draw = [&](std::string_view name, const auto& view) {
-    const bool bias = name.size() >= 4 && name.substr(name.size() - 4) == "bias";
-    if (!bias && view.rank() > 1) initialise(space, name, view, own, scale);
+    const bool kept = name.ends_with("bias") || name.ends_with("lora_B");
+    if (!kept && view.rank() > 1) initialise(space, name, view, own, scale);
   };
   Parameters::visit(Prefixed{draw, prefix}, parameters);
   space.fence("moe::initialise_layer");
