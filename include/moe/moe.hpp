@@ -74,6 +74,9 @@
 #include "moe/attention/self_attention.hpp"
 #include "moe/attention/switch_head.hpp"
 
+// Low-rank updates of frozen maps
+#include "moe/adapters/adapter_bank.hpp"
+
 // Published compositions
 #include "moe/models/deepseek.hpp"
 #include "moe/models/gshard.hpp"
