@@ -62,6 +62,8 @@
 #include "moe/balance/mutual_information_loss.hpp"
 #include "moe/balance/pooled_balance_loss.hpp"
 #include "moe/balance/quantile_bias.hpp"
+#include "moe/balance/report.hpp"
+#include "moe/balance/statistics.hpp"
 #include "moe/balance/straight_through_loss.hpp"
 
 // All of it as one object, and what stands around it

@@ -162,17 +162,18 @@ struct AddCounts {
   }
 };
 
-template <class Space>
+template <class Space, class Number>
 struct AddAll {
-  Vector<Index, Space> sums;
-  Vector<const Index, Space> more;
+  Vector<Number, Space> sums;
+  Vector<const Number, Space> more;
   KOKKOS_FUNCTION void operator()(Index i) const { sums(i) += more(i); }
 };
 
 template <class View>
-std::vector<Index> to_host(const View& view) {
-  std::vector<Index> result(view.extent(0));
-  Kokkos::View<Index*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
+auto to_host(const View& view) {
+  using Number = typename View::non_const_value_type;
+  std::vector<Number> result(view.extent(0));
+  Kokkos::View<Number*, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> host(result.data(), result.size());
   Kokkos::deep_copy(host, view);
   return result;
 }
@@ -192,7 +193,7 @@ void LoadStatistics<Space>::add(const LoadStatistics& other) {
   if (!other.all_.is_allocated()) return;
   expect(other.experts(), other.space());
   Kokkos::parallel_for("moe::LoadStatistics::add", detail::Range<Space>(other.space(), 0, Index(all_.extent(0))),
-                       detail::AddAll<Space>{all_, other.all_});
+                       detail::AddAll<Space, Index>{all_, other.all_});
 }
 
 template <class Tape>
