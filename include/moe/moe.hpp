@@ -1,7 +1,8 @@
 #pragma once
 /// @file
 /// The whole library, in the order in which data flows through it. Beside it stand moe/io/ for files, other
-/// compositions in moe/models/, and moe/core/interop.hpp for Eigen and std::span.
+/// compositions in moe/models/, moe/adapters/truncate.hpp, which takes in Eigen's decompositions, and
+/// moe/core/interop.hpp for Eigen and std::span.
 
 #include "moe/version.hpp"
 
@@ -82,7 +83,10 @@
 #include "moe/attention/switch_head.hpp"
 
 // Low-rank updates of frozen maps
+#include "moe/adapters/adapt_experts.hpp"
 #include "moe/adapters/adapter_bank.hpp"
+#include "moe/adapters/low_rank.hpp"
+#include "moe/adapters/merge.hpp"
 
 // Published compositions
 #include "moe/models/deepseek.hpp"

@@ -186,6 +186,24 @@ TEST_CASE("An optimiser of adapters trains them alone, or with the router") {
   CHECK(same_bits(router, layer.parameters.router.weight));
 }
 
+TEST_CASE("Shared experts without gradients change no other gradient") {
+  const auto adapted = adapted_from(varied<Layer>());
+  using Adapted = std::decay_t<decltype(adapted)>;
+  moe::Context ctx;
+  const auto x = random<moe::Matrix<float>>(1, 40, small.hidden), dy = random<moe::Matrix<float>>(2, 40, small.hidden);
+  typename Adapted::Tape tape;
+  auto all = adapted.gradients(), some = adapted.gradients();
+  some.branches.first.ffn = {};
+  adapted.forward(ctx, x, tape);
+  const auto dx = clone(adapted.backward(ctx, dy, tape, all));
+  CHECK(same_bits(dx, adapted.backward(ctx, dy, tape, some)));
+  auto compare = [](std::string_view name, const auto& one, const auto& other) {
+    INFO(std::string(name));
+    if (other.is_allocated()) CHECK(same_bits(one, other));
+  };
+  Adapted::Parameters::visit(compare, all, some);
+}
+
 TEST_CASE("Adapted experts that do not fit are refused") {
   const auto layer = varied<Layer>();
   CHECK_THROWS_WITH(moe::adapt_experts(layer, {.rank = 0}), Contains("rank 0; it must be positive"));

@@ -156,6 +156,28 @@ TEST_CASE("A layer with adapted experts computes what PEFT's experts compute") {
   }
 }
 
+TEST_CASE("A Mixtral layer with an adapter read computes what transformers and PEFT compute") {
+  using Space = Kokkos::DefaultHostExecutionSpace;
+  using Layer = moe::MixtralLayer<moe::On<Space>>;
+  const std::string experts = "model.layers.0.mlp.experts";
+  const auto expected = expected_file();
+  Layer layer({.hidden = 8, .intermediate = 4, .experts = 4});
+  expected.read("base.mixtral.gate", layer.parameters.router.weight);
+  expected.read("base.mixtral.gate_up_proj", layer.parameters.experts.up);
+  expected.read("base.mixtral.down_proj", layer.parameters.experts.down);
+  const auto updates = PeftAdapter(data + "mixtral").experts_updates<float, Space>(experts, projections, 4);
+  REQUIRE(updates[0].scaling == updates[1].scaling);
+  auto adapted = moe::adapt_experts(layer, {.rank = 2, .alpha = 2 * updates[0].scaling});
+  adapted.parameters.experts = {updates[0].update, updates[1].update};
+  moe::Matrix<float, Space> x("x", 7, 8);
+  expected.read("mixtral.x", x);
+  moe::Context<Space> ctx;
+  const auto before = layer.forward(ctx, x), y = adapted.forward(ctx, x);
+  const auto values = [](const auto& view) { return std::vector<double>(view.data(), view.data() + view.size()); };
+  CHECK(largest_difference(values(y), expected.read<double>("mixtral.y")) < 1e-5);
+  CHECK(largest_difference(values(before), expected.read<double>("mixtral.y")) > 0.01);
+}
+
 TEST_CASE("Adapters of different ranks and scalings stack into one array") {
   const auto expected = expected_file();
   std::vector<PeftAdapter> adapters;

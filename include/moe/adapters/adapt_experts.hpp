@@ -118,7 +118,8 @@ using Adapted = typename detail::AdaptLayer<Layer>::Adapted;
 ///
 /// The experts' arrays, those of branches (shared experts), outputs and latent spaces are `layer`'s own memory. The
 /// router's, and its balancing bias, are copies, so that the router may be trained without changing `layer`; by
-/// adapters_only it stays frozen. Experts have to be an ExpertFFN, or WithExtraExperts around one. Waits for the
+/// adapters_only it stays frozen. Shared experts' gradients are computed all the same, unless they are made empty:
+/// gradients.branches.first.ffn = {}. Experts have to be an ExpertFFN, or WithExtraExperts around one. Waits for the
 /// device.
 template <class Layer>
 Adapted<Layer> adapt_experts(const Layer& layer, const AdaptedExpertsOptions& options = {}, Seed seed = {}) {

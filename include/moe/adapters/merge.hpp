@@ -3,16 +3,32 @@
 /// `MergedWeight`: low-rank updates added into a frozen weight, and taken out again to the bit.
 
 #include <algorithm>
-#include <span>
 #include <vector>
 
 #include "moe/adapters/low_rank.hpp"
 #include "moe/adapters/weighted_update.hpp"
-#include "moe/core/convert.hpp"
 #include "moe/core/each_row.hpp"
 #include "moe/kernels/gemm.hpp"
 
 MOE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// weight = T(weight + delta)
+template <class T, class Space>
+struct MergeRow {
+  using Real = RouterReal<T>;
+  Matrix<Real, Space> delta;
+  Matrix<T, Space> weight;
+  KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
+    const Index width = weight.extent(1);
+    T* to = weight.data() + r * width;
+    const Real* from = delta.data() + r * width;
+    team.each_apart(width, [=](Index i) { to[i] = T(Real(to[i]) + from[i]); });
+  }
+};
+
+}  // namespace detail
 
 /// A weight into which updates of a `LowRank` are merged in place: W becomes W + the sum of scaling_n * B_n A_n (Hu et
 /// al. 2021, section 4.1), so that the updated map costs what the plain one does.
@@ -22,9 +38,8 @@ MOE_NAMESPACE_BEGIN
 ///     merged.unmerge(ctx);                          // the weight's own bits again
 ///
 /// Floating-point subtraction does not undo an addition, so a merge keeps what it overwrites: as many bytes as the
-/// weight has (of experts, the slices merged), from merge to unmerge. Sums are in float (double beside double) and
-/// round once. Work goes to ctx.space, the copy included; the second merge of a process allocates again, since unmerge
-/// gives the copy back.
+/// weight has (of experts, the slices merged), allocated by merge and given back by unmerge. Sums are in float (double
+/// beside double) and round once. Work goes to ctx.space; unmerge waits for it.
 ///
 /// An object that goes leaves the weight as it is, merged or not. While merged, the weight must not be changed
 /// otherwise: unmerge writes the old bits over it.
@@ -139,19 +154,9 @@ class MergedWeight {
                                                 Matrix<const Real, Space>(b.data() + first * width, rows, width),
                                                 Matrix<const Real, Space>(a), part, false);
       detail::each_wide_row(ctx.space, "moe::MergedWeight", rows, in,
-                            AddRow{part, Matrix<T, Space>(weight.data() + first * in, rows, in)});
+                            detail::MergeRow<T, Space>{part, Matrix<T, Space>(weight.data() + first * in, rows, in)});
     }
   }
-
-  struct AddRow {
-    Matrix<Real, Space> delta;
-    Matrix<T, Space> weight;
-    KOKKOS_FUNCTION void operator()(Index r, const Team& team) const {
-      T* to = weight.data() + r * Index(weight.extent(1));
-      const Real* from = delta.data() + r * Index(weight.extent(1));
-      team.each_apart(Index(weight.extent(1)), [=](Index i) { to[i] = T(Real(to[i]) + from[i]); });
-    }
-  };
 
   std::vector<Matrix<T, Space>> slices_;  // (out, in) each, views of the weight
   std::vector<Matrix<T, Space>> kept_;    // what a merge overwrote; empty where none is

@@ -50,13 +50,11 @@ inline Index rank_within(const std::vector<double>& singular_values, double erro
 
 namespace detail {
 
-using HostMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
 /// Any (rows, columns) array as doubles on the host.
 template <class View>
-HostMatrix host_matrix(const View& view) {
+Eigen::MatrixXd host_matrix(const View& view) {
   const auto host = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, view);
-  HostMatrix result(view.extent(0), view.extent(1));
+  Eigen::MatrixXd result(view.extent(0), view.extent(1));
   for (Index i = 0; i < result.rows(); ++i)
     for (Index j = 0; j < result.cols(); ++j) result(i, j) = double(host(i, j));
   return result;

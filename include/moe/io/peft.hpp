@@ -45,8 +45,8 @@ inline std::string nested_module(std::string module, std::size_t number, std::si
   return module;
 }
 
-/// The names without their adapter's "base_model.model." and ".lora_A.weight", or nothing.
-inline bool cut(std::string& name, std::string_view before, std::string_view after) {
+/// Takes `before` and `after` off a name; false, and nothing taken, where it has not both and something between.
+inline bool strip_affixes(std::string& name, std::string_view before, std::string_view after) {
   if (name.size() <= before.size() + after.size() || name.rfind(before, 0) != 0 || !name.ends_with(after)) return false;
   name = name.substr(before.size(), name.size() - before.size() - after.size());
   return true;
@@ -79,8 +79,8 @@ class PeftAdapter {
         file_(folder + "/adapter_model.safetensors") {
     for (const auto& [name, info] : file_.tensors()) {
       std::string module = name;
-      const bool is_a = detail::cut(module, detail::peft_prefix, detail::peft_a);
-      const bool is_b = !is_a && detail::cut(module, detail::peft_prefix, detail::peft_b);
+      const bool is_a = detail::strip_affixes(module, detail::peft_prefix, detail::peft_a);
+      const bool is_b = !is_a && detail::strip_affixes(module, detail::peft_prefix, detail::peft_b);
       require(is_a || is_b, "holds a tensor '", name, "' that is no low-rank factor. Names are '", detail::peft_prefix,
               "<module>", detail::peft_a, "' and '...", detail::peft_b, "'");
       require(info.shape.size() == 2 && info.shape[0] > 0 && info.shape[1] > 0, "tensor '", name, "' has shape ",

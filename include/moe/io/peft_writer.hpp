@@ -112,7 +112,7 @@ class PeftWriter {
       }
     }
     const std::string prefix = detail::peft_prefix + module;
-    tensors_.metadata("format", "pt");  // without it transformers refuses the file
+    tensors_.metadata("format", "pt");  // as PEFT writes it
     tensors_.add(prefix + detail::peft_a, {experts * rank, in}, std::span<const T>(to_a));
     tensors_.add(prefix + detail::peft_b, {out, experts * rank}, std::span<const T>(to_b));
   }

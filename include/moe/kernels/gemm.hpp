@@ -63,11 +63,13 @@ void grouped_backward_rows(const Space& space, const Vector<Index, Space>& exper
   detail::run(space, product);
 }
 
-/// dweight_e += dout_e^T rows_e. dout (R, N), rows (R, K), dweight (E, N, K); experts without rows add nothing.
+/// dweight_e += dout_e^T rows_e. dout (R, N), rows (R, K), dweight (E, N, K); experts without rows add nothing. An
+/// empty dweight is that of frozen weights: nothing is computed.
 template <class T, class Space>
 void grouped_backward_weight(const Space& space, const Vector<Index, Space>& expert_offsets,
                              const Matrix<const T, Space>& dout, const Matrix<const T, Space>& rows,
                              const Tensor3<T, Space>& dweight, const GroupedOptions& options = {}) {
+  if (dweight.data() == nullptr) return;
   const Index n = dweight.extent(1), k = dweight.extent(2);
   auto product = Product<T>::over_sum(expert_offsets.data(), dweight.extent(0), n, k, {dout.data(), 1, n, 0},
                                       {rows.data(), 1, k, 0, options.number}, dweight.data());
