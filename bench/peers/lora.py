@@ -95,6 +95,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # before torch: 
 import peft
 import torch
 from peft import LoraConfig
+from torch.nn.functional import linear
 
 torch.set_num_threads(options.threads)
 dtype = torch.float32 if options.type == "f32" else torch.bfloat16
@@ -167,9 +168,9 @@ class Segments:
         return self.a + self.b
 
     def __call__(self, x):
-        parts = torch.split(x[self.order], self.counts)
+        parts = torch.split(x.index_select(0, self.order), self.counts)
         update = torch.cat([part @ a.T @ b.T for part, a, b in zip(parts, self.a, self.b)])
-        return x @ self.base.T + scaling * update[self.back]
+        return linear(x, self.base) + scaling * update.index_select(0, self.back)
 
 
 class Grouped:
@@ -190,9 +191,9 @@ class Grouped:
 
     def __call__(self, x):
         product = torch.nn.functional.grouped_mm
-        hidden = product(x[self.order], self.a.transpose(1, 2), offs=self.offsets)
+        hidden = product(x.index_select(0, self.order), self.a.transpose(1, 2), offs=self.offsets)
         update = product(hidden, self.b.transpose(1, 2), offs=self.offsets)
-        return x @ self.base.T + scaling * update[self.back]
+        return linear(x, self.base) + scaling * update.index_select(0, self.back)
 
 
 class Gathered:
@@ -209,8 +210,8 @@ class Gathered:
         return [self.a, self.b]
 
     def __call__(self, x):
-        hidden = torch.bmm(self.a[self.ids], x[:, :, None])
-        return x @ self.base.T + scaling * torch.bmm(self.b[self.ids], hidden)[:, :, 0]
+        hidden = torch.bmm(self.a.index_select(0, self.ids), x[:, :, None])
+        return linear(x, self.base) + scaling * torch.bmm(self.b.index_select(0, self.ids), hidden)[:, :, 0]
 
 
 ways = {"peft": Peft, "segments": Segments, "grouped": Grouped, "gathered": Gathered}
