@@ -1,6 +1,6 @@
 #pragma once
 /// @file
-/// Low-rank updates on hosts: an adapter's matrices are read once for up to 64 of its rows, and what stands between
+/// Low-rank updates on hosts: an adapter's matrices are read once for up to 32 of its rows, and what stands between
 /// them stays in the nearest caches. All products are those of small_kernel.hpp.
 ///
 /// Forward is one pass over (adapter, rows). Backward is two: the gradients of A x over (adapter, rows), then those of
@@ -104,9 +104,9 @@ void store(const Real* __restrict from, Index live, T* __restrict to, bool add) 
 template <class T, class Space>
 struct LowRankPass {
   using Real = RouterReal<T>;
-  static constexpr Index most_rows = 64;    // of a unit
-  static constexpr Index most_depth = 512;  // of a sum over x, at once
-  static constexpr Index block = 256;       // columns of x or out, at once
+  static constexpr Index most_rows = 32;     // of a unit
+  static constexpr Index most_depth = 2048;  // of a sum over x, at once
+  static constexpr Index block = 256;        // columns of x or out for so many rows, at once
 
   LowRankRows<T, Space> rows;
   LowRankProducts<Real> products;
@@ -128,15 +128,16 @@ struct LowRankPass {
   };
   Memory memory() const {
     const Index wide = whole_panels(rank), between = std::max(most_rows, block) * wide, all = most_rows * most_depth;
+    const Index matrix = std::max(panel_columns * most_depth, block * wide);
     static thread_local PageBuffer<Real> buffer;
     static thread_local Index size = 0;
-    const Index needed = all + most_depth * wide + 2 * between;
+    const Index needed = all + matrix + 2 * between;
     if (size < needed) {
       buffer = PageBuffer<Real>(needed);
       size = needed;
     }
     Real* at = buffer.data();
-    return {at, at + all, at + all + most_depth * wide, at + all + most_depth * wide + between};
+    return {at, at + all, at + all + matrix, at + all + matrix + between};
   }
 
   /// The columns [first, first + width) of some rows of a matrix `stride` wide: where they lie, or copied, with zeros
@@ -215,8 +216,11 @@ struct LowRankForward : LowRankPass<T, Space> {
     for (Index k = 0; k < in; k += Base::most_depth) {
       const Index depth = std::min(Base::most_depth, in - k);
       const auto some = this->rows_of(x, in, first, count, k, depth, memory.rows);
-      const auto a = this->part(this->a_of(n) + k, in, rank, depth, memory.matrix);
-      this->products.dots(some, count, a, rank, depth, memory.hidden, rank, k > 0);
+      for (Index j = 0; j < rank; j += panel_columns) {
+        const Index lines = std::min(panel_columns, rank - j);
+        const auto a = this->part(this->a_of(n) + j * in + k, in, lines, depth, memory.matrix);
+        this->products.dots(some, count, a, lines, depth, memory.hidden + j, rank, k > 0);
+      }
     }
     for (Index i = 0; i < count; ++i) {
       T* kept = hidden + (first + i) * this->rank;
@@ -232,7 +236,7 @@ struct LowRankForward : LowRankPass<T, Space> {
   /// B in panels of 16 outputs, as many as stay in the nearest cache.
   void up(const typename Base::Memory& memory, Index n, Index first, Index count) const {
     const Index rank = this->rank_of(n), out = this->out, panel = Base::whole_panels(rank) * panel_columns;
-    const Index together = std::clamp<Index>(8192 / (2 * panel), 1, Base::most_depth / pair_columns) * pair_columns;
+    const Index together = std::clamp<Index>(8192 / (2 * panel), 1, Base::block / pair_columns) * pair_columns;
     alignas(64) Real sums[MicroKernels::most_rows * pair_columns];
     for (Index o = 0; o < out; o += together) {
       const Index width = std::min(together, out - o);
@@ -323,23 +327,32 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
   using Base = LowRankPass<T, Space>;
   using Base::block, Base::most_rows;
   using typename Base::Real;
-  static constexpr bool whole = std::is_same_v<T, Real>;  // else sums wait, to be rounded once
   const T *x, *dout, *hidden, *dhidden;
   T *da, *db, *dx;  // or null
   bool add;
 
   void operator()(int) const {
     const auto memory = this->memory();
-    const auto blocks = [](Index columns) { return (columns + block - 1) / block; };
-    const Index left = da == nullptr && dx == nullptr ? 0 : blocks(this->in),
-                right = db == nullptr ? 0 : blocks(this->out);
-    this->take([&](Index n) { return this->count(n) == 0 ? 0 : left + right; },
+    const bool of_x = da != nullptr || dx != nullptr, of_out = db != nullptr;
+    const auto blocks = [&](Index n, bool wanted, Index columns) {
+      return wanted && this->count(n) > 0 ? (columns + width_of(n) - 1) / width_of(n) : 0;
+    };
+    this->take([&](Index n) { return blocks(n, of_x, this->in) + blocks(n, of_out, this->out); },
                [&](Index n, Index unit) {
-                 unit < left ? pull_in(memory, n, unit * block) : pull_out(memory, n, (unit - left) * block);
+                 const Index left = blocks(n, of_x, this->in), width = width_of(n);
+                 unit < left ? pull_in(memory, n, unit * width) : pull_out(memory, n, (unit - left) * width);
                });
   }
 
  private:
+  /// Must sums of adapter n wait, to be rounded to 16 bits once?
+  bool waits(Index n) const { return !std::is_same_v<T, Real> && this->count(n) > most_rows; }
+  /// Columns of a unit. For few rows they are many, where A lies as it is read: memory is then read on and on.
+  Index width_of(Index n) const {
+    constexpr Index few_rows = 8;
+    const bool direct = std::is_same_v<T, Real> && this->in % panel_columns == 0;
+    return direct && this->count(n) <= few_rows ? Base::most_depth : block;
+  }
   /// to(i, :) += from(i, :) for rows of gradients.
   void add_up(const Real* from, Index from_stride, Index count, Index width, T* to, Index stride) const {
     for (Index i = 0; i < count; ++i) {
@@ -349,7 +362,7 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
   }
   /// As numbers to compute with.
   const Real* widened(const T* from, Index count, Real* to) const {
-    if constexpr (whole) return from;
+    if constexpr (std::is_same_v<T, Real>) return from;
     for (Index i = 0; i < count; ++i) to[i] = Real(from[i]);
     return to;
   }
@@ -358,6 +371,7 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
     const Index rank = this->rank_of(n), stride = this->rank, in = this->in, width = std::min(block, in - column),
                 begin = this->rows.offsets(n), end = this->rows.offsets(n + 1), together = this->products.together;
     alignas(64) Real sums[MicroKernels::most_rows * pair_columns];
+    const bool wait = waits(n);
     Real* waiting = memory.scaled;
     T* to = da == nullptr ? nullptr : da + n * stride * in + column;
     const auto a = dx == nullptr ? Lines<Real>{} : this->part(this->a_of(n) + column, in, rank, width, memory.matrix);
@@ -373,10 +387,10 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
             this->products.lines(dh + k, 1, stride, live_rows, some.data + p, panel_columns, some.stride, count, live,
                                  sums);
             for (Index j = 0; j < live_rows; ++j) {
-              if constexpr (whole) {
-                store(sums + j * pair_columns, live, to + (k + j) * in + p, true);
-              } else {
+              if (wait) {
                 store(sums + j * pair_columns, live, waiting + (k + j) * block + p, first > begin);
+              } else {
+                store(sums + j * pair_columns, live, to + (k + j) * in + p, true);
               }
             }
           }
@@ -394,14 +408,15 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
         }
       }
     }
-    if (!whole && to != nullptr) add_up(waiting, block, rank, width, to, in);
+    if (wait && to != nullptr) add_up(waiting, block, rank, width, to, in);
   }
 
   void pull_out(const typename Base::Memory& memory, Index n, Index column) const {
     const Index rank = this->rank_of(n), stride = this->rank, wide = Base::whole_panels(rank),
-                width = std::min(block, this->out - column), begin = this->rows.offsets(n),
+                width = std::min(width_of(n), this->out - column), begin = this->rows.offsets(n),
                 end = this->rows.offsets(n + 1), together = this->products.together;
     alignas(64) Real sums[MicroKernels::most_rows * pair_columns];
+    const bool wait = waits(n);
     Real* waiting = memory.scaled;
     T* to = db + (n * this->out + column) * stride;
     for (Index first = begin; first < end; first += most_rows) {
@@ -419,16 +434,16 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
           this->products.lines(dy.data + o, 1, dy.stride, some, memory.hidden + p, panel_columns, wide, count, live,
                                sums);
           for (Index j = 0; j < some; ++j) {
-            if constexpr (whole) {
-              store(sums + j * pair_columns, live, to + (o + j) * stride + p, true);
-            } else {
+            if (wait) {
               store(sums + j * pair_columns, live, waiting + (o + j) * wide + p, first > begin);
+            } else {
+              store(sums + j * pair_columns, live, to + (o + j) * stride + p, true);
             }
           }
         }
       }
     }
-    if (!whole) add_up(waiting, wide, width, rank, to, stride);
+    if (wait) add_up(waiting, wide, width, rank, to, stride);
   }
 };
 
