@@ -30,8 +30,9 @@ struct AdapterBankConfig {
 
 /// y(t) = W x(t) + b + s_n B_n A_n x(t), where row t names adapter n, or none (-1). W and b are views of the base's
 /// arrays and stay as they are. A batch may mix all adapters, for inference (Chen et al. 2023, "Punica"; Sheng et al.
-/// 2023, "S-LoRA") and for training them at once (Wen and Chaudhuri 2023, "FLoRA": an adapter for each sample). Rows
-/// are sorted by adapter as a MoE layer sorts tokens by expert, but not moved.
+/// 2023, "S-LoRA") and for training them at once, one for each sample as in FLoRA (Wen and Chaudhuri 2023), whose
+/// adapters multiply W element by element, where these are added. Rows are sorted by adapter as a MoE layer sorts
+/// tokens by expert, but not moved.
 ///
 ///     moe::AdapterBank<> bank({.in = 4096, .out = 4096, .rank = 16, .adapters = 1000}, base);
 ///     const moe::Index slot = bank.add(ctx, a, b, alpha / r);     // a (r, in), b (out, r); r may be less than rank
