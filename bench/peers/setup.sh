@@ -60,6 +60,7 @@ step() {
 mkdir -p "$PEERS_HOME/src"
 [ -x "$python" ] || python3 -m venv "$PEERS_HOME/v" || exit 1
 step "torch and transformers" common torch==2.15.0 transformers==5.23.0 numpy safetensors
+step "peft, for bench/peers/lora.py" common peft==0.21.2 accelerate==1.15.0
 step "matplotlib, for the pictures" common matplotlib
 step "zentorch" apart zen zentorch==2.14.0.1
 step "zentorch's torch" apart t214 torch==2.14.1

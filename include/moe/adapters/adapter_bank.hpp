@@ -30,8 +30,9 @@ struct AdapterBankConfig {
 
 /// y(t) = W x(t) + b + s_n B_n A_n x(t), where row t names adapter n, or none (-1). W and b are views of the base's
 /// arrays and stay as they are. A batch may mix all adapters, for inference (Chen et al. 2023, "Punica"; Sheng et al.
-/// 2023, "S-LoRA") and for training them at once (Wen and Chaudhuri 2023, "FLoRA": an adapter for each sample). Rows
-/// are sorted by adapter as a MoE layer sorts tokens by expert, but not moved.
+/// 2023, "S-LoRA") and for training them at once, one for each sample as in FLoRA (Wen and Chaudhuri 2023), whose
+/// adapters multiply W element by element, where these are added. Rows are sorted by adapter as a MoE layer sorts
+/// tokens by expert, but not moved.
 ///
 ///     moe::AdapterBank<> bank({.in = 4096, .out = 4096, .rank = 16, .adapters = 1000}, base);
 ///     const moe::Index slot = bank.add(ctx, a, b, alpha / r);     // a (r, in), b (out, r); r may be less than rank
@@ -140,7 +141,7 @@ class AdapterBank {
     require_resident("evict", slot);
     resident_[slot] = 0;
     free_.push_back(slot);
-    detail::each(ctx.space, "moe::AdapterBank::evict", 1, SetAdapter{buffers, slot, 0, Real(0)});
+    set(ctx, slot, 0, 0);
   }
 
   /// y (T, out) for x (T, in). `ids` are slots or -1, one a row, or one a sequence where the batch has
@@ -168,17 +169,6 @@ class AdapterBank {
   using M = Matrix<const Scalar, Space>;
   using W = Tensor3<const Scalar, Space>;
 
-  /// Rank and scaling of a slot.
-  struct SetAdapter {
-    Buffers buffers;
-    Index slot, rank;
-    Real scaling;
-    KOKKOS_FUNCTION void operator()(Index) const {
-      buffers.rank(slot) = rank;
-      buffers.scaling(slot) = scaling;
-    }
-  };
-
   Index take_slot() {
     detail::require<ConfigError>(!free_.empty(), "moe::AdapterBank::add: all ", config_.adapters,
                                  " slots are taken. Evict an adapter, or make the bank with more.");
@@ -202,6 +192,7 @@ class AdapterBank {
         "moe::AdapterBank: an adapter of A (", a.extent(0), ", ", a.extent(1), ") and B (", b.extent(0), ", ",
         b.extent(1), "), expected (r, ", config_.in, ") and (", config_.out, ", r).");
   }
+  void set(Context<Space>& ctx, Index slot, Index rank, double scaling) const;
   void write(Context<Space>& ctx, Index slot, const M& a, const M& b, double scaling);
   kernels::LowRankRows<Scalar, Space> rows(const Tape& tape) const {
     return {tape.plan.expert_offsets, tape.plan.row_token, tape.scale, buffers.rank, tape.plan.rows};

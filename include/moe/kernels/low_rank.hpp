@@ -5,6 +5,7 @@
 /// adapters' rows.
 
 #include "moe/core/blocks.hpp"
+#include "moe/core/context.hpp"
 #include "moe/core/each_row.hpp"
 #include "moe/kernels/cpu/low_rank.hpp"
 #include "moe/kernels/gemm.hpp"

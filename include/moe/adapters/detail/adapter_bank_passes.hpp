@@ -59,6 +59,19 @@ struct FinishBaseRow {
   }
 };
 
+/// Rank and scaling of a slot.
+template <class Real, class Space>
+struct SetAdapter {
+  Vector<Real, Space> scaling;
+  Vector<Index, Space> rank;
+  Index slot, new_rank;
+  Real new_scaling;
+  KOKKOS_FUNCTION void operator()(Index) const {
+    rank(slot) = new_rank;
+    scaling(slot) = new_scaling;
+  }
+};
+
 /// Both matrices of an adapter of rank r into its slot, zeros behind r.
 template <class T, class Space>
 struct CopyAdapter {
@@ -97,10 +110,16 @@ struct DrawAdapter {
 }  // namespace detail
 
 template <class... Policies>
+void AdapterBank<Policies...>::set(Context<Space>& ctx, Index slot, Index rank, double scaling) const {
+  detail::each(ctx.space, "moe::AdapterBank::set", 1,
+               detail::SetAdapter<Real, Space>{buffers.scaling, buffers.rank, slot, rank, Real(scaling)});
+}
+
+template <class... Policies>
 void AdapterBank<Policies...>::write(Context<Space>& ctx, Index slot, const M& a, const M& b, double scaling) {
   detail::each(ctx.space, "moe::AdapterBank::write", config_.rank * (config_.in + config_.out),
                detail::CopyAdapter<Scalar, Space>{a, b, parameters.a, parameters.b, slot});
-  detail::each(ctx.space, "moe::AdapterBank::write", 1, SetAdapter{buffers, slot, Index(a.extent(0)), Real(scaling)});
+  set(ctx, slot, Index(a.extent(0)), scaling);
 }
 
 template <class... Policies>
@@ -111,7 +130,7 @@ Index AdapterBank<Policies...>::add(Context<Space>& ctx, Index r, double scaling
                       Purpose::initialise};
   detail::each(ctx.space, "moe::AdapterBank::add", config_.rank * (config_.in + config_.out),
                detail::DrawAdapter<Scalar, Space>{parameters.a, parameters.b, slot, r, key});
-  detail::each(ctx.space, "moe::AdapterBank::add", 1, SetAdapter{buffers, slot, r, Real(scaling)});
+  set(ctx, slot, r, scaling);
   return slot;
 }
 

@@ -1,197 +1,18 @@
 #pragma once
 /// @file
-/// Low-rank updates on hosts: an adapter's matrices are read once for up to 64 of its rows, and what stands between
+/// Low-rank updates on hosts: an adapter's matrices are read once for up to 32 of its rows, and what stands between
 /// them stays in the nearest caches. All products are those of small_kernel.hpp.
 ///
 /// Forward is one pass over (adapter, rows). Backward is two: the gradients of A x over (adapter, rows), then those of
 /// A, B and x over (adapter, columns), so that nothing is added across threads. Sums are cut into blocks of fixed
 /// sizes from their first element.
 
-#include <algorithm>
-#include <atomic>
-
-#include "moe/core/context.hpp"
-#include "moe/core/convert.hpp"
-#include "moe/kernels/cpu/micro_kernels.hpp"
+#include "moe/kernels/cpu/low_rank_pass.hpp"
 #include "moe/kernels/cpu/operand.hpp"
-#include "moe/kernels/low_rank_rows.hpp"
 
 MOE_NAMESPACE_BEGIN
 
 namespace kernels::cpu {
-
-/// Rows or lines of numbers, `stride` apart.
-template <class Real>
-struct Lines {
-  const Real* data;
-  Index stride;
-};
-
-/// The two small products, for float from the table, for double as loops.
-template <class Real>
-struct LowRankProducts {
-  const MicroKernels* table = nullptr;
-  Index together = 8;  ///< rows of `lines`
-
-  static LowRankProducts make() {
-    LowRankProducts products;
-    if constexpr (std::is_same_v<Real, float>) {
-      products.table = &micro_kernels();
-      products.together = products.table->small_rows;
-    }
-    return products;
-  }
-
-  /// c(i, j) (+)= a(i, :) b(j, :).
-  void dots(const Lines<Real>& a, Index rows, const Lines<Real>& b, Index columns, Index length, Real* c,
-            Index c_stride, bool add) const {
-    if constexpr (std::is_same_v<Real, float>) {
-      table->small_dots({a.data, b.data, c, a.stride, b.stride, c_stride, rows, columns, length, add});
-    } else {
-      for (Index i = 0; i < rows; ++i) {
-        for (Index j = 0; j < columns; ++j) {
-          const Real *left = a.data + i * a.stride, *right = b.data + j * b.stride;
-          Real part[8] = {}, sum = 0;
-          Index k = 0;
-          for (; k + 8 <= length; k += 8) {
-            for (Index l = 0; l < 8; ++l) part[l] += left[k + l] * right[k + l];
-          }
-          for (; k < length; ++k) sum += left[k] * right[k];
-          for (Index l = 0; l < 8; ++l) sum += part[l];
-          c[i * c_stride + j] = add ? c[i * c_stride + j] + sum : sum;
-        }
-      }
-    }
-  }
-
-  /// sums(i, l) = the sum over k of a[i row_stride + k sum_stride] b(k, l), for up to `together` rows i and 32 columns
-  /// l, of which 16 are left out where `live` ends before them. Lines of b are whole panels, 16 numbers each.
-  void lines(const Real* a, Index row_stride, Index sum_stride, Index rows, const Real* b, Index panel_stride,
-             Index line_stride, Index length, Index live, Real* sums) const {
-    const Index panels = live > panel_columns ? 2 : 1;
-    if constexpr (std::is_same_v<Real, float>) {
-      table->small_lines(int(rows), int(panels),
-                         {a, row_stride, sum_stride, b, panel_stride, line_stride, length, sums});
-    } else {
-      for (Index i = 0; i < rows; ++i) {
-        for (Index p = 0; p < panels; ++p) {
-          Real part[panel_columns] = {};
-          for (Index k = 0; k < length; ++k) {
-            const Real factor = a[i * row_stride + k * sum_stride];
-            const Real* line = b + p * panel_stride + k * line_stride;
-            for (Index l = 0; l < panel_columns; ++l) part[l] += factor * line[l];
-          }
-          std::copy(part, part + panel_columns, sums + i * pair_columns + p * panel_columns);
-        }
-      }
-    }
-  }
-};
-
-/// to = or += `live` sums.
-template <class Real, class T>
-void store(const Real* __restrict from, Index live, T* __restrict to, bool add) {
-  if (live == pair_columns) {
-    Real values[pair_columns];
-    MOE_INDEPENDENT
-    for (Index l = 0; l < pair_columns; ++l) values[l] = from[l] + (add ? Real(to[l]) : Real(0));
-    return moe::detail::convert<pair_columns>(values, to);
-  }
-  for (Index l = 0; l < live; ++l) to[l] = T(from[l] + (add ? Real(to[l]) : Real(0)));
-}
-
-/// What all passes share.
-template <class T, class Space>
-struct LowRankPass {
-  using Real = RouterReal<T>;
-  static constexpr Index most_rows = 64;    // of a unit
-  static constexpr Index most_depth = 512;  // of a sum over x, at once
-  static constexpr Index block = 256;       // columns of x or out, at once
-
-  LowRankRows<T, Space> rows;
-  LowRankProducts<Real> products;
-  std::atomic<Index>* counter;
-  const T *a, *b;  // (N, r, in), (N, out, r)
-  Index adapters, in, out, rank;
-
-  static Index whole_panels(Index width) { return (width + panel_columns - 1) / panel_columns * panel_columns; }
-  /// The numbers between A and B that adapter n has; rows of them are `rank` long.
-  Index rank_of(Index n) const { return rows.rank.data() == nullptr ? rank : std::min(rows.rank(n), rank); }
-  const T* a_of(Index n) const { return a + n * rank * in; }
-  const T* b_of(Index n) const { return b + n * out * rank; }
-  Index count(Index n) const { return rows.offsets(n + 1) - rows.offsets(n); }
-
-  /// A thread's memory: rows of x or of the output's gradient, a part of a matrix, and two arrays of rows of numbers
-  /// between A and B, which also hold what gradients of 16 bits add up to.
-  struct Memory {
-    Real *rows, *matrix, *hidden, *scaled;
-  };
-  Memory memory() const {
-    const Index wide = whole_panels(rank), between = std::max(most_rows, block) * wide, all = most_rows * most_depth;
-    static thread_local PageBuffer<Real> buffer;
-    static thread_local Index size = 0;
-    const Index needed = all + most_depth * wide + 2 * between;
-    if (size < needed) {
-      buffer = PageBuffer<Real>(needed);
-      size = needed;
-    }
-    Real* at = buffer.data();
-    return {at, at + all, at + all + most_depth * wide, at + all + most_depth * wide + between};
-  }
-
-  /// The columns [first, first + width) of some rows of a matrix `stride` wide: where they lie, or copied, with zeros
-  /// up to whole panels. `place(i)` is the i-th row's number, or negative: zeros.
-  template <class Place>
-  static Lines<Real> gather(const T* from, Index stride, Index count, Index first, Index width, Real* to,
-                            const Place& place) {
-    const Index padded = whole_panels(width);
-    for (Index i = 0; i < count; ++i)
-      copy(place(i) < 0 ? nullptr : from + place(i) * stride + first, width, to + i * padded, padded);
-    return {to, padded};
-  }
-  static void copy(const T* __restrict from, Index width, Real* __restrict to, Index padded) {
-    Index l = 0;
-    if (from != nullptr) {
-      for (; l + panel_columns <= width; l += panel_columns) moe::detail::convert<int(panel_columns)>(from + l, to + l);
-      for (; l < width; ++l) to[l] = Real(from[l]);
-    }
-    for (; l < padded; ++l) to[l] = Real(0);
-  }
-
-  /// Of a matrix, `count` lines from one that `from` begins.
-  static Lines<Real> part(const T* from, Index stride, Index count, Index width, Real* to) {
-    if constexpr (std::is_same_v<T, Real>) {
-      if (width % panel_columns == 0) return {from, stride};
-    }
-    return gather(from, stride, count, 0, width, to, [](Index i) { return i; });
-  }
-  /// Of the rows from number `first` on.
-  Lines<Real> rows_of(const T* from, Index stride, Index first, Index count, Index column, Index width,
-                      Real* to) const {
-    if (rows.number.data() == nullptr) return part(from + first * stride + column, stride, count, width, to);
-    return gather(from, stride, count, column, width, to, [&](Index i) { return rows.number(first + i); });
-  }
-
-  /// Calls f(adapter, unit of it) for each unit that falls to this thread; units(n) says how many n has.
-  template <class Units, class F>
-  void take(const Units& units, const F& f) const {
-    Index n = 0, before = 0;
-    for (Index unit = counter->fetch_add(1);; unit = counter->fetch_add(1)) {
-      for (; n < adapters && unit - before >= units(n); ++n) before += units(n);
-      if (n == adapters) return;
-      f(n, unit - before);
-    }
-  }
-  /// The same for parts of an adapter's rows: f(adapter, first, count).
-  template <class F>
-  void take_rows(const F& f) const {
-    const auto units = [&](Index n) { return (count(n) + most_rows - 1) / most_rows; };
-    take(units, [&](Index n, Index unit) {
-      const Index all = units(n), begin = unit * count(n) / all, end = (unit + 1) * count(n) / all;
-      f(n, rows.offsets(n) + begin, end - begin);
-    });
-  }
-};
 
 template <class T, class Space>
 struct LowRankForward : LowRankPass<T, Space> {
@@ -215,8 +36,11 @@ struct LowRankForward : LowRankPass<T, Space> {
     for (Index k = 0; k < in; k += Base::most_depth) {
       const Index depth = std::min(Base::most_depth, in - k);
       const auto some = this->rows_of(x, in, first, count, k, depth, memory.rows);
-      const auto a = this->part(this->a_of(n) + k, in, rank, depth, memory.matrix);
-      this->products.dots(some, count, a, rank, depth, memory.hidden, rank, k > 0);
+      for (Index j = 0; j < rank; j += panel_columns) {
+        const Index lines = std::min(panel_columns, rank - j);
+        const auto a = this->part(this->a_of(n) + j * in + k, in, lines, depth, memory.matrix);
+        this->products.dots(some, count, a, lines, depth, memory.hidden + j, rank, k > 0);
+      }
     }
     for (Index i = 0; i < count; ++i) {
       T* kept = hidden + (first + i) * this->rank;
@@ -232,7 +56,7 @@ struct LowRankForward : LowRankPass<T, Space> {
   /// B in panels of 16 outputs, as many as stay in the nearest cache.
   void up(const typename Base::Memory& memory, Index n, Index first, Index count) const {
     const Index rank = this->rank_of(n), out = this->out, panel = Base::whole_panels(rank) * panel_columns;
-    const Index together = std::clamp<Index>(8192 / (2 * panel), 1, Base::most_depth / pair_columns) * pair_columns;
+    const Index together = std::clamp<Index>(8192 / (2 * panel), 1, Base::block / pair_columns) * pair_columns;
     alignas(64) Real sums[MicroKernels::most_rows * pair_columns];
     for (Index o = 0; o < out; o += together) {
       const Index width = std::min(together, out - o);
@@ -323,23 +147,32 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
   using Base = LowRankPass<T, Space>;
   using Base::block, Base::most_rows;
   using typename Base::Real;
-  static constexpr bool whole = std::is_same_v<T, Real>;  // else sums wait, to be rounded once
   const T *x, *dout, *hidden, *dhidden;
   T *da, *db, *dx;  // or null
   bool add;
 
   void operator()(int) const {
     const auto memory = this->memory();
-    const auto blocks = [](Index columns) { return (columns + block - 1) / block; };
-    const Index left = da == nullptr && dx == nullptr ? 0 : blocks(this->in),
-                right = db == nullptr ? 0 : blocks(this->out);
-    this->take([&](Index n) { return this->count(n) == 0 ? 0 : left + right; },
+    const bool of_x = da != nullptr || dx != nullptr, of_out = db != nullptr;
+    const auto blocks = [&](Index n, bool wanted, Index columns) {
+      return wanted && this->count(n) > 0 ? (columns + width_of(n) - 1) / width_of(n) : 0;
+    };
+    this->take([&](Index n) { return blocks(n, of_x, this->in) + blocks(n, of_out, this->out); },
                [&](Index n, Index unit) {
-                 unit < left ? pull_in(memory, n, unit * block) : pull_out(memory, n, (unit - left) * block);
+                 const Index left = blocks(n, of_x, this->in), width = width_of(n);
+                 unit < left ? pull_in(memory, n, unit * width) : pull_out(memory, n, (unit - left) * width);
                });
   }
 
  private:
+  /// Must sums of adapter n wait, to be rounded to 16 bits once?
+  bool waits(Index n) const { return !std::is_same_v<T, Real> && this->count(n) > most_rows; }
+  /// Columns of a unit. For few rows they are many, where A lies as it is read: memory is then read on and on.
+  Index width_of(Index n) const {
+    constexpr Index few_rows = 8;
+    const bool direct = std::is_same_v<T, Real> && this->in % panel_columns == 0;
+    return direct && this->count(n) <= few_rows ? Base::most_depth : block;
+  }
   /// to(i, :) += from(i, :) for rows of gradients.
   void add_up(const Real* from, Index from_stride, Index count, Index width, T* to, Index stride) const {
     for (Index i = 0; i < count; ++i) {
@@ -349,7 +182,7 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
   }
   /// As numbers to compute with.
   const Real* widened(const T* from, Index count, Real* to) const {
-    if constexpr (whole) return from;
+    if constexpr (std::is_same_v<T, Real>) return from;
     for (Index i = 0; i < count; ++i) to[i] = Real(from[i]);
     return to;
   }
@@ -358,6 +191,7 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
     const Index rank = this->rank_of(n), stride = this->rank, in = this->in, width = std::min(block, in - column),
                 begin = this->rows.offsets(n), end = this->rows.offsets(n + 1), together = this->products.together;
     alignas(64) Real sums[MicroKernels::most_rows * pair_columns];
+    const bool wait = waits(n);
     Real* waiting = memory.scaled;
     T* to = da == nullptr ? nullptr : da + n * stride * in + column;
     const auto a = dx == nullptr ? Lines<Real>{} : this->part(this->a_of(n) + column, in, rank, width, memory.matrix);
@@ -373,10 +207,10 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
             this->products.lines(dh + k, 1, stride, live_rows, some.data + p, panel_columns, some.stride, count, live,
                                  sums);
             for (Index j = 0; j < live_rows; ++j) {
-              if constexpr (whole) {
-                store(sums + j * pair_columns, live, to + (k + j) * in + p, true);
-              } else {
+              if (wait) {
                 store(sums + j * pair_columns, live, waiting + (k + j) * block + p, first > begin);
+              } else {
+                store(sums + j * pair_columns, live, to + (k + j) * in + p, true);
               }
             }
           }
@@ -394,14 +228,15 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
         }
       }
     }
-    if (!whole && to != nullptr) add_up(waiting, block, rank, width, to, in);
+    if (wait && to != nullptr) add_up(waiting, block, rank, width, to, in);
   }
 
   void pull_out(const typename Base::Memory& memory, Index n, Index column) const {
     const Index rank = this->rank_of(n), stride = this->rank, wide = Base::whole_panels(rank),
-                width = std::min(block, this->out - column), begin = this->rows.offsets(n),
+                width = std::min(width_of(n), this->out - column), begin = this->rows.offsets(n),
                 end = this->rows.offsets(n + 1), together = this->products.together;
     alignas(64) Real sums[MicroKernels::most_rows * pair_columns];
+    const bool wait = waits(n);
     Real* waiting = memory.scaled;
     T* to = db + (n * this->out + column) * stride;
     for (Index first = begin; first < end; first += most_rows) {
@@ -419,16 +254,16 @@ struct LowRankPullColumns : LowRankPass<T, Space> {
           this->products.lines(dy.data + o, 1, dy.stride, some, memory.hidden + p, panel_columns, wide, count, live,
                                sums);
           for (Index j = 0; j < some; ++j) {
-            if constexpr (whole) {
-              store(sums + j * pair_columns, live, to + (o + j) * stride + p, true);
-            } else {
+            if (wait) {
               store(sums + j * pair_columns, live, waiting + (o + j) * wide + p, first > begin);
+            } else {
+              store(sums + j * pair_columns, live, to + (o + j) * stride + p, true);
             }
           }
         }
       }
     }
-    if (!whole) add_up(waiting, wide, width, rank, to, stride);
+    if (wait) add_up(waiting, wide, width, rank, to, stride);
   }
 };
 
