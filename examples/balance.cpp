@@ -36,7 +36,7 @@ int main(int argc, char** argv) {
     statistics.loads().all_reduce(all_ranks);
     layer.update_balance(ctx, statistics.loads());
     statistics.end_step();
-    optimizer.step(ctx, layer.parameters, gradients, 1e-2);
+    optimizer.step(ctx, layer.parameters, gradients, 1e-4);
   }
   std::cout << statistics.report();
 }

@@ -138,6 +138,13 @@ TEST_CASE("Rewards are read when backward runs, and must be there before") {
   CHECK(tape.loss() == 0);
   Kokkos::deep_copy(tokens.dy, 0);
   Kokkos::deep_copy(rewards, 1);
+  layer.evaluate_losses(ctx, tape);
+  const double value = tape.loss();
+  CHECK(value > 0);
+  Layer::Tape again, empty;
+  layer.forward(ctx, tokens.batch, again);
+  CHECK(again.loss() == value);
+  CHECK_THROWS_AS(layer.evaluate_losses(ctx, empty), moe::Error);
   layer.backward(ctx, tokens.dy, tape, gradients);
   CHECK(largest(tape.drouter_input) > 1e-3);
 }
