@@ -22,6 +22,7 @@
 #include "moe/routing/sequence_logits.hpp"
 #include "moe/routing/simple_logits.hpp"
 #include "moe/routing/structured_logits.hpp"
+#include "moe/routing/task_logits.hpp"
 #include "moe/routing/unit_logits.hpp"
 
 // Logits to choices and weights
@@ -36,6 +37,7 @@
 #include "moe/routing/skipping.hpp"
 #include "moe/routing/sparse_mixer.hpp"
 #include "moe/routing/table.hpp"
+#include "moe/routing/task_choice.hpp"
 #include "moe/routing/top_k.hpp"
 #include "moe/routing/weighting.hpp"
 
@@ -58,6 +60,7 @@
 #include "moe/balance/gate_losses.hpp"
 #include "moe/balance/load.hpp"
 #include "moe/balance/losses.hpp"
+#include "moe/balance/task_loss.hpp"
 
 // All of it as one object, and what stands around it
 #include "moe/layers/checkpointing.hpp"
@@ -73,6 +76,10 @@
 #include "moe/attention/routed_attention.hpp"
 #include "moe/attention/self_attention.hpp"
 #include "moe/attention/switch_head.hpp"
+
+// Adapters over frozen maps (the family by name: moe/models/adapters.hpp)
+#include "moe/adapters/adapted_ffn.hpp"
+#include "moe/adapters/adapted_linear.hpp"
 
 // Published compositions
 #include "moe/models/deepseek.hpp"
