@@ -23,6 +23,7 @@
 #include "moe/routing/sequence_logits.hpp"
 #include "moe/routing/simple_logits.hpp"
 #include "moe/routing/structured_logits.hpp"
+#include "moe/routing/task_logits.hpp"
 #include "moe/routing/unit_logits.hpp"
 
 // Logits to choices and weights
@@ -37,6 +38,7 @@
 #include "moe/routing/skipping.hpp"
 #include "moe/routing/sparse_mixer.hpp"
 #include "moe/routing/table.hpp"
+#include "moe/routing/task_choice.hpp"
 #include "moe/routing/top_k.hpp"
 #include "moe/routing/weighting.hpp"
 
@@ -66,6 +68,7 @@
 #include "moe/balance/report.hpp"
 #include "moe/balance/statistics.hpp"
 #include "moe/balance/straight_through_loss.hpp"
+#include "moe/balance/task_loss.hpp"
 
 // All of it as one object, and what stands around it
 #include "moe/layers/checkpointing.hpp"
@@ -82,8 +85,10 @@
 #include "moe/attention/self_attention.hpp"
 #include "moe/attention/switch_head.hpp"
 
-// Low-rank updates of frozen maps
+// Adapters over frozen maps (the family by name: moe/models/adapters.hpp)
 #include "moe/adapters/adapt_experts.hpp"
+#include "moe/adapters/adapted_ffn.hpp"
+#include "moe/adapters/adapted_linear.hpp"
 #include "moe/adapters/adapter_bank.hpp"
 #include "moe/adapters/low_rank.hpp"
 #include "moe/adapters/merge.hpp"

@@ -6,11 +6,11 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// Every adapter has an A of its own, or all share one (Tian et al. 2024, "HydraLoRA", eq. 3).
+/// Every adapter has an A of its own, or all share one (Tian et al. 2024, "HydraLoRA").
 struct OwnDown {};
 struct SharedDown {};
 
-/// alpha / r (LoRA); alpha / sqrt(r) (Kalajdzievski 2023, "rsLoRA", theorem 3.2); alpha / (E r), where r is one
+/// alpha / r (LoRA); alpha / sqrt(r) (Kalajdzievski 2023, "rsLoRA"); alpha / (E r), where r is one
 /// adapter's (MOELoRA, whose r is that of all adapters together).
 struct AlphaOverRank {
   static double of(double alpha, Index rank, Index) { return alpha / double(rank); }

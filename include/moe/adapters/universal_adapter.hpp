@@ -12,7 +12,7 @@ struct RemainingWeight {};
 struct FullWeight {};
 
 /// y of `Inner`, plus u(t) scaling B A x with one adapter for every token. u = 1 - sum of the token's weights (Gou et
-/// al. 2023, "MoCLE", eq. 5: w routed + (1 - w) universal), or FullWeight: 1 (a shared path; MLoRE, MITLoRA). The
+/// al. 2023, "MoCLE": w routed + (1 - w) universal), or FullWeight: 1 (a shared path; MLoRE, MITLoRA). The
 /// scaling is that of one of Inner's adapters.
 template <class InnerForm = LowRankAdapters<>, class Share = RemainingWeight>
 struct WithUniversal {

@@ -7,7 +7,7 @@
 MOE_NAMESPACE_BEGIN
 
 /// coefficient * mean over sequences of the mean over their tokens of -log softmax(z)_task: expert e is the domain of
-/// task e, named by Batch::task_ids (Feng et al. 2024, "Mixture-of-LoRAs", section 3.2: the loss of its router). A task
+/// task e, named by Batch::task_ids (Feng et al. 2024, "Mixture-of-LoRAs": the loss of its router). A task
 /// of -1 is no label: its sequence is left out.
 struct TaskClassificationLoss {
   using policy = kind::loss;

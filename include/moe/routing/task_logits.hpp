@@ -7,7 +7,7 @@
 MOE_NAMESPACE_BEGIN
 
 /// z = W c(task), with an embedding c of each of `tasks` tasks or clusters, named by Batch::task_ids (Liu et al. 2023,
-/// "MOELoRA", section 4.3; MoCLE's clusters of instructions). It looks at no token.
+/// "MOELoRA"; MoCLE's clusters of instructions). It looks at no token.
 struct TaskLogits {
   using policy = kind::logits;
   Index tasks = 2;
