@@ -1,0 +1,162 @@
+#include "scatter.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "../train_text/report/svg_axis.hpp"
+
+namespace svg {
+namespace {
+
+struct Box {
+  double left, top, right, bottom;
+  double overlap(const Box& other) const {
+    const double x = std::min(right, other.right) - std::max(left, other.left),
+                 y = std::min(bottom, other.bottom) - std::max(top, other.top);
+    return x > 0 && y > 0 ? x * y : 0;
+  }
+};
+
+/// Where names go: each takes the place around its dot that covers least of what is there already.
+class Labels {
+ public:
+  Labels(Box frame, std::vector<Box> taken) : frame_(frame), taken_(std::move(taken)) {}
+
+  std::string place(const Dot& dot, double x, double y, bool bold) {
+    const double width = (bold ? 6.9 : 6.3) * double(dot.name.size()), height = 13;
+    double best = INFINITY;
+    Box chosen{};
+    for (const double away : {9.0, 20.0, 34.0, 50.0, 70.0}) {
+      for (int turn = 0; turn < 16; ++turn) {
+        const double angle = turn * 0.39269908, dx = std::cos(angle), dy = std::sin(angle);
+        const double cx = x + dx * away + (dx > 0.3 ? width / 2 : dx < -0.3 ? -width / 2 : 0), cy = y + dy * away;
+        const Box box{cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2};
+        double cost = away * 1.5 + (turn == 0 ? 0 : 2);
+        for (const Box& other : taken_) cost += 4 * box.overlap(other);
+        const double inside = box.overlap(frame_);
+        cost += 20 * (width * height - inside);
+        if (cost < best) {
+          best = cost;
+          chosen = box;
+        }
+      }
+    }
+    taken_.push_back(chosen);
+    const double cx = (chosen.left + chosen.right) / 2, cy = (chosen.top + chosen.bottom) / 2;
+    // A thread from the dot to a name that is not beside it.
+    const double nx = std::clamp(x, chosen.left, chosen.right), ny = std::clamp(y, chosen.top, chosen.bottom);
+    std::string out;
+    if (std::hypot(nx - x, ny - y) > 13)
+      out += fmt::format(R"-(<path class="g" style="stroke:var(--muted)" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>)-", x, y,
+                         nx, ny);
+    return out + fmt::format(R"(<text class="m" x="{:.1f}" y="{:.1f}"{}>{}</text>)", cx, cy + 4,
+                             bold ? " style=\"font-weight:600\"" : "", escape(dot.name));
+  }
+
+ private:
+  Box frame_;
+  std::vector<Box> taken_;
+};
+
+bool usable(const Dot& dot) {
+  return std::isfinite(dot.at.x) && std::isfinite(dot.at.y);
+}
+
+Axis root_axis(double high, double start, double end) {
+  Axis axis{0, std::max(0.1, 1.04 * high), start, end, false, {}, true};
+  double last = -INFINITY;
+  for (const double tick : {0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 10.0, 15.0}) {
+    if (tick > axis.to || axis(tick) - last < 34) continue;
+    axis.ticks.push_back(tick);
+    last = axis(tick);
+  }
+  return axis;
+}
+
+}  // namespace
+
+std::vector<Dot> front(const std::vector<Dot>& dots) {
+  std::vector<Dot> out;
+  for (const Dot& dot : dots) {
+    const bool beaten = std::any_of(dots.begin(), dots.end(), [&](const Dot& other) {
+      return !other.hollow && usable(other) && other.at.x <= dot.at.x && other.at.y <= dot.at.y &&
+             (other.at.x < dot.at.x || other.at.y < dot.at.y);
+    });
+    if (usable(dot) && !dot.hollow && !beaten) out.push_back(dot);
+  }
+  std::sort(out.begin(), out.end(), [](const Dot& a, const Dot& b) { return a.at.x < b.at.x; });
+  return out;
+}
+
+Picture scatter(const Scatter& chart) {
+  Picture picture{chart.width, chart.height, "", chart.title};
+  const double left = 58, right = chart.width - 14, top = 36, bottom = chart.height - 52;
+  Range xs, ys;
+  for (const Dot& dot : chart.dots) {
+    if (!usable(dot)) continue;
+    xs.add(dot.at.x + dot.spread.x);
+    ys.add(dot.at.y - dot.spread.y);
+    ys.add(dot.at.y + dot.spread.y);
+  }
+  if (!(ys.low <= ys.high)) return {};
+  const Axis x = root_axis(xs.high, left, right), y = make_y(ys, bottom, top, 5, false);
+
+  std::string& body = picture.body;
+  body += fmt::format(R"(<text class="t" x="0" y="15">{}</text>)", escape(chart.title));
+  for (std::size_t i = 0; i < y.ticks.size(); ++i) {
+    const double place = y(y.ticks[i]);
+    body +=
+        fmt::format(R"(<path class="g" d="M{:.0f} {:.1f}H{:.0f}"/><text class="a e" x="{:.0f}" y="{:.1f}">{}</text>)",
+                    left, place, right, left - 7, place + 4, y.label(i));
+  }
+  for (std::size_t i = 0; i < x.ticks.size(); ++i) {
+    const double place = x(x.ticks[i]);
+    body += fmt::format(
+        R"(<path class="g" d="M{0:.1f} {1:.0f}V{2:.0f}"/><text class="a m" x="{0:.1f}" y="{3:.0f}">{4}</text>)", place,
+        bottom + 5, top, bottom + 22, x.label(i));
+  }
+  body += fmt::format(R"(<text class="a m" x="{:.0f}" y="{:.0f}">{}</text>)", (left + right) / 2, chart.height - 6,
+                      escape(chart.x_title));
+
+  const std::vector<Dot> best = front(chart.dots);
+  std::string stairs;
+  for (std::size_t i = 0; i < best.size(); ++i) {
+    const double px = x(best[i].at.x), py = y(best[i].at.y);
+    if (i == 0) stairs += fmt::format("M{:.1f} {:.1f}V{:.1f}", px, top, py);
+    if (i > 0) stairs += fmt::format("H{:.1f}V{:.1f}", px, py);
+    if (i + 1 == best.size()) stairs += fmt::format("H{:.1f}", right);
+  }
+  body += fmt::format(R"(<path class="x" d="{}"/>)", stairs);
+
+  std::vector<Box> taken;
+  for (const Dot& dot : chart.dots) {
+    if (!usable(dot)) continue;
+    const double px = x(dot.at.x), py = y(dot.at.y);
+    taken.push_back({px - 6, py - 6, px + 6, py + 6});
+    const double l = x(std::max(0.0, dot.at.x - dot.spread.x)), r = x(dot.at.x + dot.spread.x),
+                 t = y(dot.at.y + dot.spread.y), b = y(dot.at.y - dot.spread.y);
+    taken.push_back({px - 1, t, px + 1, b});
+    taken.push_back({l, py - 1, r, py + 1});
+    body += fmt::format(
+        R"(<path class="l k{}" style="stroke-width:1.2;opacity:.55" d="M{:.1f} {:.1f}H{:.1f}M{:.1f} {:.1f}V{:.1f}"/>)",
+        dot.color, l, py, r, px, t, b);
+  }
+  for (const Dot& dot : chart.dots) {
+    if (!usable(dot)) continue;
+    body += fmt::format(
+        R"-(<circle class="{} k{}" {}cx="{:.1f}" cy="{:.1f}" r="4.6"><title>{}: {:.3f} ± {:.3f}, {:.4f} ± {:.4f} bits per byte</title></circle>)-",
+        dot.hollow ? "l" : "d", dot.color, dot.hollow ? "style=\"fill:var(--bg)\" " : "", x(dot.at.x), y(dot.at.y),
+        escape(dot.name), dot.at.x, dot.spread.x, dot.at.y, dot.spread.y);
+  }
+  Labels labels({left + 2, top, right + 10, bottom - 2}, taken);
+  for (const Dot& dot : chart.dots) {
+    if (!usable(dot)) continue;
+    const bool on_front = std::any_of(best.begin(), best.end(), [&](const Dot& b) { return b.name == dot.name; });
+    body += labels.place(dot, x(dot.at.x), y(dot.at.y), on_front);
+  }
+  return picture;
+}
+
+}  // namespace svg
