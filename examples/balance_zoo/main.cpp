@@ -49,21 +49,42 @@ std::vector<PlannedRun> plan_of(const Options& options, const std::vector<zoo::M
       one.model = method.name;
       one.seed = options.seed + std::uint64_t(seed);
       plan.push_back({one, method.title, [method, &corpus](const Options& now) {
-                        Json run = method.train(now, corpus, method.setting(method.strength));
-                        run["title"] = method.title;
-                        run["about"] =
-                            method.about + (method.strength > 0 ? fmt::format(": {:g}", method.strength) : "");
-                        run["family"] = int(method.family);
-                        if (!method.note.empty()) run["note"] = method.note;
-                        if (!run.at("interrupted")) {
-                          run["balance"] = zoo::measures(run);
-                          std::filesystem::remove(now.stem() + ".safetensors");  // it was for going on
-                        }
-                        return run;
+                        return method.train(now, corpus, method.setting(method.strength));
                       }});
     }
   }
   return plan;
+}
+
+/// The comparison with what the report needs beside the runs' own numbers.
+Json described(Json comparison) {
+  for (Json& run : comparison["runs"]) {
+    const zoo::Method method = zoo::method(run.at("model"));
+    run["title"] = method.title;
+    run["about"] = method.about + (method.strength > 0 ? fmt::format(": {:g}", method.strength) : "");
+    run["family"] = int(method.family);
+    if (!method.note.empty()) run["note"] = method.note;
+    run["balance"] = zoo::measures(run);
+  }
+  return comparison;
+}
+
+/// The methods by name; "all" stands for every one as it is.
+std::vector<zoo::Method> choose(const std::vector<std::string>& names) {
+  std::vector<zoo::Method> chosen;
+  for (const std::string& name : names) {
+    if (name == "all") {
+      chosen.insert(chosen.end(), zoo::methods().begin(), zoo::methods().end());
+    } else {
+      chosen.push_back(zoo::method(name));
+    }
+  }
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    for (std::size_t j = 0; j < i; ++j)
+      moe::detail::require<moe::ConfigError>(chosen[i].name != chosen[j].name, "balance_zoo: --methods: '",
+                                             chosen[i].name, "' is named twice. Once will do.");
+  }
+  return chosen;
 }
 
 }  // namespace
@@ -71,11 +92,11 @@ std::vector<PlannedRun> plan_of(const Options& options, const std::vector<zoo::M
 int main(int argc, char** argv) {
   Options options;
   options.out = "out/balance_zoo";
-  options.steps = 600;
+  options.steps = 1500;
   options.batch = 8;
   options.microbatches = 1;
   options.validations = 16;
-  std::vector<std::string> names;
+  std::vector<std::string> names{"all"};
   int seeds = 3;
   bool quick = false, listing = false;
   CLI::App app{
@@ -85,7 +106,7 @@ int main(int argc, char** argv) {
       "not repeated, and one that was stopped goes on."};
   const auto positive = CLI::PositiveNumber;
   app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  app.add_option("--methods", names, "some of them (default: all), or one with another strength: switch@0.1")
+  app.add_option("--methods", names, "some of them, also with another strength: all,switch@0.1")
       ->delimiter(',')
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--list", listing, "name the methods and end");
@@ -113,9 +134,7 @@ int main(int argc, char** argv) {
 
   Kokkos::ScopeGuard kokkos(argc, argv);
   try {
-    std::vector<zoo::Method> chosen;
-    for (const std::string& name : names) chosen.push_back(zoo::method(name));
-    if (names.empty()) chosen = zoo::methods();
+    const std::vector<zoo::Method> chosen = choose(names);
     if (options.text.empty()) options.text = default_text("balance_zoo");
     const Corpus corpus(options.text, options.sequence);
     prepare("balance_zoo", options.out);
@@ -123,10 +142,16 @@ int main(int argc, char** argv) {
     check_folder(plan, corpus);
     text::catch_interrupts();
     const std::string command = command_line("balance_zoo", argc, argv);
-    const Json comparison = train_in_turn(plan, corpus, true, command, [&](const Json& so_far) {
-      write_json(options.out + "/comparison.json", so_far);
-      zoo::write_report(options.out, so_far);
-    });
+    const Json comparison = described(train_in_turn(plan, corpus, true, command, [&](const Json& so_far) {
+      const Json& last = so_far.at("runs").back();
+      Options done = options;
+      done.model = last.at("model");
+      done.seed = last.at("seed");
+      std::filesystem::remove(done.stem() + ".safetensors");  // it was for going on
+      const Json full = described(so_far);
+      write_json(options.out + "/comparison.json", full);
+      zoo::write_report(options.out, full);
+    }));
     std::FILE* out = options.json ? stderr : stdout;
     if (options.json) fmt::print("{}\n", comparison.dump());
     fmt::print(out, "\n{}", zoo::terminal_table(comparison));

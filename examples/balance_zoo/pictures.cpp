@@ -83,7 +83,7 @@ std::vector<Picture> trade_off(const std::vector<Model>& models) {
 
 Picture violation_picture(const Panel& panel) {
   svg::LineChart chart;
-  chart.title = "Maximum violation of a step's batch (log scale)";
+  chart.title = panel.title + ": maximum violation (log scale)";
   chart.log_y = true;
   for (const Model& model : panel.models) report::add_lines(chart, model, "maximum_violation", 0);
   return svg::line_chart(chart);
@@ -91,7 +91,7 @@ Picture violation_picture(const Panel& panel) {
 
 Picture validation_picture(const Panel& panel) {
   svg::LineChart chart;
-  chart.title = "Validation, the last two thirds (bits per byte)";
+  chart.title = panel.title + ": validation (bits per byte)";
   double last = 0;
   for (const Model& model : panel.models) last = std::max(last, report::number(model.first(), "/steps"));
   for (const Model& model : panel.models)
@@ -100,27 +100,35 @@ Picture validation_picture(const Panel& panel) {
 }
 
 std::string panels_svg(const std::string& title, const std::vector<Panel>& panels, Picture (*picture)(const Panel&)) {
-  std::vector<Picture> pictures;
+  std::vector<Picture> pictures;  // two beside each other
+  double right = 0;
   for (const Panel& panel : panels) {
     Picture one = picture(panel);
     if (one.body.empty()) continue;
-    pictures.push_back(
-        {one.width, 20, fmt::format(R"(<text class="t" x="0" y="16">{}</text>)", svg::escape(panel.title)), ""});
-    double x = 0, y = one.height + 6;
+    double x = 0, y = one.height + 14;
     for (const Model& model : panel.models) {
-      const double room = 36 + 7.0 * double(model.title.size());
+      const double room = 36 + 6.6 * double(model.title.size());
       if (x + room > one.width) {
         x = 0;
         y += 18;
       }
-      one.body += fmt::format(
-          R"-(<g transform="translate({:.0f} {:.0f})"><rect class="k{}" y="-9" width="14" height="9" fill="currentColor"/>)-"
-          R"-(<text x="20">{}</text></g>)-",
-          x, y + 8, model.color, svg::escape(model.title));
+      one.body +=
+          fmt::format(R"-(<g transform="translate({:.0f} {:.0f})"><rect class="k{}" y="-9" width="14" height="9" )-"
+                      R"-(fill="currentColor"/><text x="20">{}</text></g>)-",
+                      x, y, model.color, svg::escape(model.title));
       x += room;
     }
     one.height = y + 22;
-    pictures.push_back(std::move(one));
+    if (right > 0) {
+      Picture& row = pictures.back();
+      row.body += fmt::format("<g transform=\"translate({:.0f} 0)\">{}</g>", right, one.body);
+      row.width = right + one.width;
+      row.height = std::max(row.height, one.height);
+      right = 0;
+    } else {
+      right = one.width + 28;
+      pictures.push_back(std::move(one));
+    }
   }
   return svg::file_svg(title, pictures);
 }

@@ -57,10 +57,9 @@ std::string table_of(const std::vector<Model>& models) {
   return html + "</tbody></table></div>\n";
 }
 
-std::string family_legend(const std::vector<Model>& models, const std::vector<Panel>& panels) {
+std::string legend(const std::vector<Panel>& panels) {
   std::string html = "<ul class=\"legend\">";
   for (const Panel& panel : panels) html += "<li>" + report::swatch(panel.color) + escape(panel.title) + "</li>";
-  (void)models;
   return html + "</ul>\n";
 }
 
@@ -91,14 +90,15 @@ std::string page(const Json& comparison, const std::vector<Model>& models) {
       "seeds. The dashed line joins the methods (bold) that no other beats in both means. Hollow: no fair "
       "comparison.</p>\n";
   for (const Picture& picture : trade_off(models)) html += svg::inline_svg(picture);
-  html += family_legend(models, panels);
+  html += legend(panels);
   html +=
-      "<h2>Along training</h2>\n<p class=\"hint\">Thick lines: means over seeds, thin ones the seeds. Black: nothing "
-      "balances.</p>\n";
+      "<h2>Along training</h2>\n<p class=\"hint\">Left: of a step's batch. Right: unseen text, the last two thirds of "
+      "training. Thick lines: means over seeds, thin ones the seeds. Black: nothing balances. A violation of 0 has no "
+      "line.</p>\n";
   for (const Panel& panel : panels) {
     const std::vector<Picture> pictures{violation_picture(panel), validation_picture(panel)};
     if (!report::any(pictures)) continue;
-    html += report::gallery("two", pictures, escape(panel.title)) + "<ul class=\"legend\">";
+    html += report::gallery("two", pictures) + "<ul class=\"legend\">";
     for (const Model& model : panel.models)
       html += "<li>" + report::swatch(model.color) + escape(model.title) + "</li>";
     html += "</ul>\n";

@@ -24,8 +24,8 @@ class Labels {
  public:
   Labels(Box frame, std::vector<Box> taken) : frame_(frame), taken_(std::move(taken)) {}
 
-  std::string place(const Dot& dot, double x, double y, bool bold) {
-    const double width = (bold ? 6.9 : 6.3) * double(dot.name.size()), height = 13;
+  std::string place(const std::string& name, double x, double y, bool bold) {
+    const double width = (bold ? 6.9 : 6.3) * double(name.size()), height = 13;
     double best = INFINITY;
     Box chosen{};
     for (const double away : {9.0, 20.0, 34.0, 50.0, 70.0}) {
@@ -52,7 +52,7 @@ class Labels {
       out += fmt::format(R"-(<path class="g" style="stroke:var(--muted)" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>)-", x, y,
                          nx, ny);
     return out + fmt::format(R"(<text class="m" x="{:.1f}" y="{:.1f}"{}>{}</text>)", cx, cy + 4,
-                             bold ? " style=\"font-weight:600\"" : "", escape(dot.name));
+                             bold ? " style=\"font-weight:600\"" : "", escape(name));
   }
 
  private:
@@ -62,6 +62,23 @@ class Labels {
 
 bool usable(const Dot& dot) {
   return std::isfinite(dot.at.x) && std::isfinite(dot.at.y);
+}
+
+/// Where y ends: a dot far above the others is put at the edge, or it would press them together.
+double highest(const std::vector<Dot>& dots) {
+  std::vector<double> tops;
+  double low = INFINITY;
+  for (const Dot& dot : dots) {
+    if (!usable(dot)) continue;
+    tops.push_back(dot.at.y + dot.spread.y);
+    low = std::min(low, dot.at.y - dot.spread.y);
+  }
+  if (tops.empty()) return low;
+  std::sort(tops.begin(), tops.end());
+  const double limit = low + 2.5 * (tops[tops.size() * 3 / 4] - low);
+  double high = low;
+  for (const double top : tops) high = top <= limit ? top : high;
+  return high;
 }
 
 Axis root_axis(double high, double start, double end) {
@@ -98,8 +115,8 @@ Picture scatter(const Scatter& chart) {
     if (!usable(dot)) continue;
     xs.add(dot.at.x + dot.spread.x);
     ys.add(dot.at.y - dot.spread.y);
-    ys.add(dot.at.y + dot.spread.y);
   }
+  ys.add(highest(chart.dots));
   if (!(ys.low <= ys.high)) return {};
   const Axis x = root_axis(xs.high, left, right), y = make_y(ys, bottom, top, 5, false);
 
@@ -129,8 +146,14 @@ Picture scatter(const Scatter& chart) {
     if (i + 1 == best.size()) stairs += fmt::format("H{:.1f}", right);
   }
   body += fmt::format(R"(<path class="x" d="{}"/>)", stairs);
-
   std::vector<Box> taken;
+  for (std::size_t i = 0; i < best.size(); ++i) {
+    const double px = x(best[i].at.x), py = y(best[i].at.y);
+    const double above = i == 0 ? top : y(best[i - 1].at.y), next = i + 1 < best.size() ? x(best[i + 1].at.x) : right;
+    taken.push_back({px - 1, above, px + 1, py});
+    taken.push_back({px, py - 1, next, py + 1});
+  }
+
   for (const Dot& dot : chart.dots) {
     if (!usable(dot)) continue;
     const double px = x(dot.at.x), py = y(dot.at.y);
@@ -154,7 +177,8 @@ Picture scatter(const Scatter& chart) {
   for (const Dot& dot : chart.dots) {
     if (!usable(dot)) continue;
     const bool on_front = std::any_of(best.begin(), best.end(), [&](const Dot& b) { return b.name == dot.name; });
-    body += labels.place(dot, x(dot.at.x), y(dot.at.y), on_front);
+    const std::string beyond = dot.at.y > y.to ? fmt::format(" ↑ {:.2f}", dot.at.y) : "";
+    body += labels.place(dot.name + beyond, x(dot.at.x), y(dot.at.y), on_front);
   }
   return picture;
 }
