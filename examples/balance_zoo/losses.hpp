@@ -5,13 +5,16 @@
 #include <moe/balance/entropy_loss.hpp>
 #include <moe/balance/gate_losses.hpp>
 #include <moe/balance/losses.hpp>
+#include <moe/balance/mutual_information_loss.hpp>
+#include <moe/balance/straight_through_loss.hpp>
 #include <variant>
 #include <vector>
 
 namespace zoo {
 
 using Loss = std::variant<moe::SwitchBalanceLoss, moe::GShardBalanceLoss, moe::ImportanceLoss, moe::LoadLoss,
-                          moe::ExpertBalanceLoss, moe::SequenceBalanceLoss, moe::RouterZLoss, moe::EntropyLoss>;
+                          moe::ExpertBalanceLoss, moe::SequenceBalanceLoss, moe::RouterZLoss, moe::EntropyLoss,
+                          moe::MutualInformationLoss, moe::StraightThroughLoss<moe::LoadEntropy>>;
 
 /// Any number of losses as one policy of a layer. Its members are no templates, so that the losses' kernels are
 /// compiled once, in losses.cpp, whatever layers there are.

@@ -49,6 +49,9 @@ const std::vector<Method>& methods() {
          return Setting{{moe::ImportanceLoss{c}, moe::LoadLoss{c}}};
        },
        train_noisy},
+      {"straight-through-entropy", "Straight-through entropy",
+       "Σ F log(E F) of the load, with the gradient of the mean probabilities", F::batch_loss, 1e-2,
+       one<moe::StraightThroughLoss<moe::LoadEntropy>>, train_top_k},
       {"switch-sequence", "Switch, per sequence", "the loss of Switch in each sequence alone", F::other_loss, 1e-2,
        [](double c) { return Setting{{moe::SwitchBalanceLoss(c, moe::Count::all, moe::Scope::sequence())}}; },
        train_top_k},
@@ -56,6 +59,8 @@ const std::vector<Method>& methods() {
        1e-2, one<moe::SequenceBalanceLoss>, train_top_k},
       {"entropy", "Entropy", "the negative entropy of the mean probabilities (σ-MoE)", F::other_loss, 1e-2,
        one<moe::EntropyLoss>, train_top_k},
+      {"mutual-information", "Mutual information", "minus what a token says of its expert", F::other_loss, 1e-2,
+       one<moe::MutualInformationLoss>, train_top_k},
       {"z-loss", "z-loss alone", "the mean of logsumexp²: keeps logits small, says nothing of loads (ST-MoE)",
        F::other_loss, 1e-3, one<moe::RouterZLoss>, train_top_k},
       {"bias", "Bias", "each expert's bias moves by a fixed step towards even load (Wang et al.)", F::bias, 3e-3,
@@ -63,20 +68,37 @@ const std::vector<Method>& methods() {
          return Setting{{}, rate};
        },
        train_top_k},
-      {"bias-sequence", "Bias and sequence loss", "the same, and DeepSeek's loss per sequence times 1e-4 (DeepSeek-V3)",
-       F::bias, 3e-3,
+      {"bias-proportional", "Bias, proportional", "it moves by the error over the mean load", F::bias, 1e-2,
+       [](double rate) {
+         return Setting{{}, rate, moe::BiasRule::proportional};
+       },
+       train_top_k},
+      {"bias-normalized", "Bias, normalised", "it moves by the error over the root mean square of all errors", F::bias,
+       3e-3,
+       [](double rate) {
+         return Setting{{}, rate, moe::BiasRule::normalized};
+       },
+       train_top_k},
+      {"bias-sequence", "Bias and sequence loss",
+       "that of Bias, and DeepSeek's loss per sequence at 1e-4 (DeepSeek-V3)", F::bias, 3e-3,
        [](double rate) {
          return Setting{{moe::SequenceBalanceLoss(1e-4)}, rate};
        },
        train_top_k},
+      {"threshold", "Threshold with quotas",
+       "every expert above its threshold, which moves so that it gets 2/E of the tokens: two a token on average",
+       F::bias, 5e-2,
+       [](double rate) {
+         return Setting{{}, rate, moe::BiasRule::proportional};
+       },
+       train_threshold},
       {"sinkhorn", "Sinkhorn",
        "while training the choice follows a plan of optimal transport; else the scores (S-BASE)", F::assignment, 0,
        [](double) { return Setting{}; }, train_sinkhorn},
       {"expert-choice", "Expert choice", "experts choose tokens of each sequence: even by construction", F::assignment,
        0, [](double) { return Setting{}; }, train_expert_choice,
        "An expert compares a token with later ones of its sequence, so it sees a little of what it predicts: its loss "
-       "is "
-       "no fair comparison."}};
+       "is no fair comparison."}};
   return all;
 }
 

@@ -2,6 +2,7 @@
 /// @file
 /// Every method of the zoo: what it is called, what it does, and how it trains.
 
+#include <moe/routing/balancer.hpp>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -18,11 +19,13 @@ inline constexpr moe::Index experts = 16;
 struct Setting {
   std::vector<Loss> losses;
   double bias_rate = 0;
+  moe::BiasRule bias_rule = moe::BiasRule::sign;
 };
 
 nlohmann::json train_top_k(const Options&, const Corpus&, const Setting&);
 nlohmann::json train_noisy(const Options&, const Corpus&, const Setting&);
 nlohmann::json train_sinkhorn(const Options&, const Corpus&, const Setting&);
+nlohmann::json train_threshold(const Options&, const Corpus&, const Setting&);
 nlohmann::json train_expert_choice(const Options&, const Corpus&, const Setting&);
 
 /// Methods of a family share a picture.

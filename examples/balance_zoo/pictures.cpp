@@ -66,9 +66,9 @@ std::vector<Picture> trade_off(const std::vector<Model>& models) {
   };
   std::vector<Picture> pictures;
   for (const Axis& axis : {Axis{"/balance/violation", "Validation loss (bits per byte) over balance in training",
-                                "maximum violation of a step's batch, last fifth of training (square-root scale)"},
+                                "maximum violation of a step's batch, last fifth of training (log scale)"},
                            Axis{"/maximum_violation", "Validation loss (bits per byte) over balance on unseen text",
-                                "maximum violation of the validation text (square-root scale)"}}) {
+                                "maximum violation of the validation text (log scale)"}}) {
     svg::Scatter chart{axis.title, axis.x_title, {}};
     for (const Model& model : models) {
       const auto x = report::estimate(model, axis.path), y = report::estimate(model, "/validation_bits_per_byte/mean");
@@ -89,13 +89,49 @@ Picture violation_picture(const Panel& panel) {
   return svg::line_chart(chart);
 }
 
-Picture validation_picture(const Panel& panel) {
+Picture gap_picture(const Panel& panel) {
   svg::LineChart chart;
-  chart.title = panel.title + ": validation (bits per byte)";
-  double last = 0;
-  for (const Model& model : panel.models) last = std::max(last, report::number(model.first(), "/steps"));
-  for (const Model& model : panel.models)
-    report::add_lines(chart, model, "bits_per_byte", last / 3, "validation_curve");
+  chart.title = panel.title + ": bits per byte less those of None";
+  const auto none =
+      std::find_if(panel.models.begin(), panel.models.end(), [](const Model& m) { return m.name == "none"; });
+  if (none == panel.models.end()) return {};
+  double from = 0;
+  for (const Model& model : panel.models) {
+    std::vector<std::vector<svg::Point>> lines;
+    for (const auto* run : model.runs) {
+      auto line = report::curve(*run, "validation_curve", "bits_per_byte");
+      const auto other = std::find_if(none->runs.begin(), none->runs.end(), [&](const auto* one) {
+        return report::number(*one, "/seed") == report::number(*run, "/seed");
+      });
+      if (other == none->runs.end()) continue;
+      const auto zero = report::curve(**other, "validation_curve", "bits_per_byte");
+      if (zero.size() != line.size() || line.empty()) continue;
+      from = line.back().x / 5;  // before that all fall alike
+      for (std::size_t i = 0; i < line.size(); ++i) line[i].y -= zero[i].y;
+      std::erase_if(line, [&](const svg::Point& point) { return point.x < from; });
+      lines.push_back(std::move(line));
+    }
+    if (lines.size() > 1 && model.name != "none") {
+      for (const auto& line : lines) chart.series.push_back({model.title, model.color, line, svg::Series::thin});
+    }
+    if (!lines.empty()) chart.series.push_back({model.title, model.color, report::mean(lines), svg::Series::line});
+  }
+  return svg::line_chart(chart);
+}
+
+Picture validation_picture(const std::vector<Model>& models) {
+  svg::LineChart chart;
+  chart.title = "Validation loss of all methods (bits per byte, log scale)";
+  chart.log_y = true;
+  chart.width = 860;
+  chart.height = 380;
+  for (Model model : models) {
+    model.color = family_color(model);
+    std::vector<std::vector<svg::Point>> lines;
+    for (const auto* run : model.runs) lines.push_back(report::curve(*run, "validation_curve", "bits_per_byte"));
+    if (!lines.front().empty())
+      chart.series.push_back({model.title, model.color, report::mean(lines), svg::Series::line});
+  }
   return svg::line_chart(chart);
 }
 

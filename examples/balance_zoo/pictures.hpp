@@ -27,7 +27,10 @@ std::vector<Panel> panels_of(const std::vector<report::Model>& models);
 /// Final loss over the violation of training's batches, and over that of validation.
 std::vector<svg::Picture> trade_off(const std::vector<report::Model>& models);
 svg::Picture violation_picture(const Panel& panel);
-svg::Picture validation_picture(const Panel& panel);
+/// Validation loss along training less that of "none" on the same seed.
+svg::Picture gap_picture(const Panel& panel);
+/// Validation loss along training, coloured by family.
+svg::Picture validation_picture(const std::vector<report::Model>& models);
 
 /// A picture a panel, each with its legend, as one file.
 std::string panels_svg(const std::string& title, const std::vector<Panel>& panels,

@@ -91,12 +91,15 @@ std::string page(const Json& comparison, const std::vector<Model>& models) {
       "comparison.</p>\n";
   for (const Picture& picture : trade_off(models)) html += svg::inline_svg(picture);
   html += legend(panels);
-  html +=
-      "<h2>Along training</h2>\n<p class=\"hint\">Left: of a step's batch. Right: unseen text, the last two thirds of "
-      "training. Thick lines: means over seeds, thin ones the seeds. Black: nothing balances. A violation of 0 has no "
-      "line.</p>\n";
+  html += "<h2>Along training</h2>\n<p class=\"hint\">Means over seeds. Black: nothing balances.</p>\n" +
+          svg::inline_svg(validation_picture(models)) + legend(panels) +
+          "<p class=\"hint\">Below, left: the maximum violation of a step's batch. Right: the loss on unseen text less "
+          "that of "
+          "None on the same seed, from a fifth of training on; below 0 is better. Thick lines: means over seeds, thin "
+          "ones the "
+          "seeds. A violation of 0 has no line.</p>\n";
   for (const Panel& panel : panels) {
-    const std::vector<Picture> pictures{violation_picture(panel), validation_picture(panel)};
+    const std::vector<Picture> pictures{violation_picture(panel), gap_picture(panel)};
     if (!report::any(pictures)) continue;
     html += report::gallery("two", pictures) + "<ul class=\"legend\">";
     for (const Model& model : panel.models)
@@ -116,8 +119,10 @@ void write_report(const std::string& folder, const Json& comparison) {
   std::vector<std::pair<int, std::string>> families;
   for (const Panel& panel : panels) families.push_back({panel.color, panel.title});
   write_whole(folder + "/trade_off.svg", svg::file_svg("Validation loss against balance", trade_off(all), families));
+  write_whole(folder + "/validation.svg",
+              svg::file_svg("Validation loss over training", {validation_picture(all)}, families));
   write_whole(folder + "/violation.svg", panels_svg("Maximum violation over training", panels, violation_picture));
-  write_whole(folder + "/validation.svg", panels_svg("Validation loss over training", panels, validation_picture));
+  write_whole(folder + "/validation_gap.svg", panels_svg("Validation loss over training", panels, gap_picture));
 }
 
 std::string terminal_table(const Json& comparison) {

@@ -10,7 +10,7 @@
 
 namespace zoo {
 
-/// Writes folder/report.html and folder/{trade_off,violation,validation}.svg, each whole or not at all.
+/// Writes folder/report.html and folder/{trade_off,violation,validation,validation_gap}.svg, each whole or not at all.
 void write_report(const std::string& folder, const nlohmann::json& comparison);
 
 /// One line a method, seeds averaged; then what it shows in sentences.

@@ -75,20 +75,40 @@ double highest(const std::vector<Dot>& dots) {
   }
   if (tops.empty()) return low;
   std::sort(tops.begin(), tops.end());
-  const double limit = low + 2.5 * (tops[tops.size() * 3 / 4] - low);
+  const double limit = low + 3.2 * (tops[tops.size() * 3 / 4] - low);
   double high = low;
   for (const double top : tops) high = top <= limit ? top : high;
   return high;
 }
 
-Axis root_axis(double high, double start, double end) {
-  Axis axis{0, std::max(0.1, 1.04 * high), start, end, false, {}, true};
-  double last = -INFINITY;
-  for (const double tick : {0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 10.0, 15.0}) {
-    if (tick > axis.to || axis(tick) - last < 34) continue;
-    axis.ticks.push_back(tick);
-    last = axis(tick);
+/// A logarithmic axis with a place for 0 before it.
+struct ZeroAndLog {
+  double zero;
+  Axis axis;
+  double operator()(double value) const { return value > 0 ? axis(value) : zero; }
+};
+
+ZeroAndLog make_x(const std::vector<Dot>& dots, double start, double end) {
+  Range range;
+  for (const Dot& dot : dots) {
+    if (!usable(dot) || !(dot.at.x > 0)) continue;
+    range.add(dot.at.x + dot.spread.x);
+    range.low = std::min(range.low, std::max(dot.at.x - dot.spread.x, 0.7 * dot.at.x));
   }
+  if (!(range.low <= range.high)) range = {0.1, 1};
+  ZeroAndLog x{start + 6, {range.low / 1.15, range.high * 1.15, start + 60, end, true, {}}};
+  for (const double tick : {0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0}) {
+    const bool room = x.axis.ticks.empty() || x.axis(tick) - x.axis(x.axis.ticks.back()) > 30;
+    if (tick > x.axis.from && tick < x.axis.to && room) x.axis.ticks.push_back(tick);
+  }
+  return x;
+}
+
+/// As far as the dots go, no further.
+Axis exact_y(Range range, double start, double end) {
+  const double edge = 0.03 * (range.high - range.low) + 1e-9;
+  Axis axis{range.low - edge, range.high + edge, start, end, false, round_ticks(range.low, range.high, 6)};
+  std::erase_if(axis.ticks, [&](double tick) { return tick < axis.from || tick > axis.to; });
   return axis;
 }
 
@@ -110,15 +130,14 @@ std::vector<Dot> front(const std::vector<Dot>& dots) {
 Picture scatter(const Scatter& chart) {
   Picture picture{chart.width, chart.height, "", chart.title};
   const double left = 58, right = chart.width - 14, top = 36, bottom = chart.height - 52;
-  Range xs, ys;
+  Range ys;
   for (const Dot& dot : chart.dots) {
-    if (!usable(dot)) continue;
-    xs.add(dot.at.x + dot.spread.x);
-    ys.add(dot.at.y - dot.spread.y);
+    if (usable(dot)) ys.low = std::min(ys.low, dot.at.y - dot.spread.y);
   }
-  ys.add(highest(chart.dots));
+  ys.high = highest(chart.dots);
   if (!(ys.low <= ys.high)) return {};
-  const Axis x = root_axis(xs.high, left, right), y = make_y(ys, bottom, top, 5, false);
+  const ZeroAndLog x = make_x(chart.dots, left, right);
+  const Axis y = exact_y(ys, bottom, top);
 
   std::string& body = picture.body;
   body += fmt::format(R"(<text class="t" x="0" y="15">{}</text>)", escape(chart.title));
@@ -128,11 +147,12 @@ Picture scatter(const Scatter& chart) {
         fmt::format(R"(<path class="g" d="M{:.0f} {:.1f}H{:.0f}"/><text class="a e" x="{:.0f}" y="{:.1f}">{}</text>)",
                     left, place, right, left - 7, place + 4, y.label(i));
   }
-  for (std::size_t i = 0; i < x.ticks.size(); ++i) {
-    const double place = x(x.ticks[i]);
+  for (std::size_t i = 0; i <= x.axis.ticks.size(); ++i) {
+    const bool zero = i == x.axis.ticks.size();
+    const double place = zero ? x.zero : x(x.axis.ticks[i]);
     body += fmt::format(
         R"(<path class="g" d="M{0:.1f} {1:.0f}V{2:.0f}"/><text class="a m" x="{0:.1f}" y="{3:.0f}">{4}</text>)", place,
-        bottom + 5, top, bottom + 22, x.label(i));
+        bottom + 5, top, bottom + 22, zero ? "0" : x.axis.label(i));
   }
   body += fmt::format(R"(<text class="a m" x="{:.0f}" y="{:.0f}">{}</text>)", (left + right) / 2, chart.height - 6,
                       escape(chart.x_title));
@@ -158,8 +178,9 @@ Picture scatter(const Scatter& chart) {
     if (!usable(dot)) continue;
     const double px = x(dot.at.x), py = y(dot.at.y);
     taken.push_back({px - 6, py - 6, px + 6, py + 6});
-    const double l = x(std::max(0.0, dot.at.x - dot.spread.x)), r = x(dot.at.x + dot.spread.x),
-                 t = y(dot.at.y + dot.spread.y), b = y(dot.at.y - dot.spread.y);
+    const double l = x(dot.at.x > 0 ? std::max(1e-3, dot.at.x - dot.spread.x) : 0),
+                 r = x(dot.at.x > 0 ? dot.at.x + dot.spread.x : 0), t = y(dot.at.y + dot.spread.y),
+                 b = y(dot.at.y - dot.spread.y);
     taken.push_back({px - 1, t, px + 1, b});
     taken.push_back({l, py - 1, r, py + 1});
     body += fmt::format(

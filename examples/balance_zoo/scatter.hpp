@@ -19,10 +19,10 @@ struct Dot {
 struct Scatter {
   std::string title, x_title;
   std::vector<Dot> dots;
-  double width = 760, height = 470;
+  double width = 860, height = 540;
 };
 
-/// Less is better on both axes; x begins at 0 and grows by the square root.
+/// Less is better on both axes. x is logarithmic, with a place for 0; a y far above the others is put at the edge.
 Picture scatter(const Scatter& chart);
 
 /// The dots that no other is below in one number and not above in the other, by x. Hollow ones are not looked at.

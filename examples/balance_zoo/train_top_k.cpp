@@ -6,6 +6,7 @@
 nlohmann::json zoo::train_top_k(const Options& options, const Corpus& corpus, const Setting& setting) {
   using Router = moe::Router<moe::Softmax, moe::TopK<2>, moe::BiasBalancer, moe::NormalizeSum>;
   using Layer = moe::MoELayer<Router, moe::ExpertFFN<moe::SwiGLU>, ChosenLosses>;
-  return train<Layer>(options, corpus, AsItIs{}, Router{moe::BiasBalancer{setting.bias_rate}},
+  return train<Layer>(options, corpus, AsItIs{},
+                      Router{moe::BiasBalancer{.rate = setting.bias_rate, .rule = setting.bias_rule}},
                       ChosenLosses{setting.losses});
 }

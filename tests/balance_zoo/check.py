@@ -58,7 +58,7 @@ page = open(out("all", "report.html"), encoding="utf-8").read()
 assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page and page.count("<svg") > 6
 for r in comparison["runs"]:
     assert r["title"] in page, r["title"]
-for name in ("trade_off", "violation", "validation"):
+for name in ("trade_off", "violation", "validation", "validation_gap"):
     xml.dom.minidom.parse(out("all", name + ".svg"))
 assert not [name for name in os.listdir(out("all")) if name.endswith(".safetensors")]
 
