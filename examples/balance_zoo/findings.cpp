@@ -72,7 +72,7 @@ std::string headline(const std::vector<Model>& models) {
   const Model *best = smallest(models, loss_path), *even = smallest(models, "/balance/violation");
   if (!best || !even) return "Ways to balance experts";
   return fmt::format(
-      "Of {} ways to balance, {} has the lowest loss ({} bits per byte) and {} the most even loads "
+      "Of {} methods, {} has the lowest loss ({} bits per byte) and {} the most even loads "
       "(maximum violation {} of a batch)",
       models.size(), best->title, report::plus_minus(report::estimate(*best, loss_path), 3), even->title,
       report::plus_minus(report::estimate(*even, "/balance/violation"), 2));

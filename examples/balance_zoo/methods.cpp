@@ -41,8 +41,8 @@ const std::vector<Method>& methods() {
       {"gshard", "GShard", "Σ c/S m over the batch, first choices counted; the coefficient is of E² times the paper's",
        F::batch_loss, 1e-2, [](double c) { return Setting{{moe::GShardBalanceLoss(c * double(experts * experts))}}; },
        train_top_k},
-      {"deepseek-expert", "DeepSeek, expert level", "E/(KT) Σ f P over the batch (DeepSeekMoE)", F::batch_loss, 1e-2,
-       one<moe::ExpertBalanceLoss>, train_top_k},
+      {"deepseek-expert", "DeepSeek by batch", "E/(KT) Σ f P over the batch (DeepSeekMoE, expert level)", F::batch_loss,
+       1e-2, one<moe::ExpertBalanceLoss>, train_top_k},
       {"shazeer", "Importance and load", "CV² of the gates' sums and of the load under trained noise (Shazeer et al.)",
        F::batch_loss, 0.1,
        [](double c) {
@@ -52,10 +52,10 @@ const std::vector<Method>& methods() {
       {"straight-through-entropy", "Straight-through entropy",
        "Σ F log(E F) of the load, with the gradient of the mean probabilities", F::batch_loss, 1e-2,
        one<moe::StraightThroughLoss<moe::LoadEntropy>>, train_top_k},
-      {"switch-sequence", "Switch, per sequence", "the loss of Switch in each sequence alone", F::other_loss, 1e-2,
+      {"switch-sequence", "Switch by sequence", "the loss of Switch in each sequence alone", F::other_loss, 1e-2,
        [](double c) { return Setting{{moe::SwitchBalanceLoss(c, moe::Count::all, moe::Scope::sequence())}}; },
        train_top_k},
-      {"deepseek-sequence", "DeepSeek, per sequence", "Σ f P in each sequence alone (DeepSeek-V2, -V3)", F::other_loss,
+      {"deepseek-sequence", "DeepSeek by sequence", "Σ f P in each sequence alone (DeepSeek-V2, -V3)", F::other_loss,
        1e-2, one<moe::SequenceBalanceLoss>, train_top_k},
       {"entropy", "Entropy", "the negative entropy of the mean probabilities (σ-MoE)", F::other_loss, 1e-2,
        one<moe::EntropyLoss>, train_top_k},
@@ -68,12 +68,12 @@ const std::vector<Method>& methods() {
          return Setting{{}, rate};
        },
        train_top_k},
-      {"bias-proportional", "Bias, proportional", "it moves by the error over the mean load", F::bias, 1e-2,
+      {"bias-proportional", "Bias in proportion", "it moves by the error over the mean load", F::bias, 1e-2,
        [](double rate) {
          return Setting{{}, rate, moe::BiasRule::proportional};
        },
        train_top_k},
-      {"bias-normalized", "Bias, normalised", "it moves by the error over the root mean square of all errors", F::bias,
+      {"bias-normalized", "Bias normalised", "it moves by the error over the root mean square of all errors", F::bias,
        3e-3,
        [](double rate) {
          return Setting{{}, rate, moe::BiasRule::normalized};
