@@ -1,5 +1,7 @@
 // Balance losses: goldens, equations written out in double, gradients, and what they cost at balance and at collapse.
 #include <memory>
+#include <moe/balance/choice_cross_entropy.hpp>
+#include <moe/balance/entropy_loss.hpp>
 #include <moe/balance/load.hpp>
 #include <moe/balance/localised_balance_loss.hpp>
 #include <moe/balance/mutual_information_loss.hpp>
@@ -268,6 +270,25 @@ TEST_CASE("A function of the load is a loss with the gradient of the mean probab
   auto some = padded<TopTwo>();
   CHECK(largest_difference(some.gradient(moe::StraightThroughLoss(1, moe::LoadSquares{})),
                            some.gradient(moe::ExpertBalanceLoss(1))) < 1e-14);
+}
+
+TEST_CASE("Losses on entropy, gates and logits have the documented values, and keep their batches apart") {
+  Routed<TopTwo> even(balanced_logits()), two(collapsed_logits()), flat(Matrix("z", tokens, experts));
+  const double e = double(experts);
+  const auto check = [&](const auto& loss, double at_balance, double at_collapse) {
+    CHECK(even.value(loss) == Approx(at_balance).margin(1e-8));
+    CHECK(two.value(loss) == Approx(at_collapse));
+    check_differences<TopTwo>(loss);
+    check_batches<TopTwo>(loss);
+  };
+  check(moe::EntropyLoss{1}, -std::log(e), -std::log(2.0));
+  check(moe::ImportanceLoss{1}, 0, e / 2 - 1);
+  const double z = std::log(std::exp(2.0) + std::exp(1.0) + 2);
+  check(moe::RouterZLoss{1}, z * z, std::pow(1000 + std::log(2.0), 2));
+  check_differences<TopTwo>(moe::ChoiceCrossEntropy{1});
+  check_batches<TopTwo>(moe::ChoiceCrossEntropy{1});
+  CHECK(flat.value(moe::ChoiceCrossEntropy{1}) == Approx(std::log(2.0)));
+  CHECK(flat.value(moe::RouterZLoss{1}) == Approx(std::log(e) * std::log(e)));
 }
 
 /// -I(token; expert) over live tokens, or -I(task; expert) of the first `tasks` tasks, by the definition.

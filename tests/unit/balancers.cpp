@@ -12,7 +12,6 @@ using namespace moe_test;
 using Space = Kokkos::DefaultHostExecutionSpace;
 using Matrix = moe::Matrix<double, Space>;
 using moe::BiasRule;
-constexpr double infinity = std::numeric_limits<double>::infinity();
 
 /// The bias behind one step, from the given one.
 template <class Balancer>

@@ -138,11 +138,18 @@ TEST_CASE("Rewards are read when backward runs, and must be there before") {
   CHECK(tape.loss() == 0);
   Kokkos::deep_copy(tokens.dy, 0);
   Kokkos::deep_copy(rewards, 1);
+  layer.evaluate_losses(ctx, tape);
+  const double value = tape.loss();
+  CHECK(value > 0);
+  Layer::Tape again, empty;
+  layer.forward(ctx, tokens.batch, again);
+  CHECK(again.loss() == value);
+  CHECK_THROWS_AS(layer.evaluate_losses(ctx, empty), moe::Error);
   layer.backward(ctx, tokens.dy, tape, gradients);
   CHECK(largest(tape.drouter_input) > 1e-3);
 }
 
-TEST_CASE("Importance and load cost nothing at balance, and importance costs E - 1 where one expert has all") {
+TEST_CASE("Importance and load cost nothing at balance, and E / K - 1 where K experts have all") {
   HostLayer<double, Given, moe::ImportanceLoss> layer(given_config, moe::ImportanceLoss{1});
   Tokens<double> tokens(2 * experts, hidden);
   tokens.give_router_input(experts);
@@ -169,6 +176,12 @@ TEST_CASE("Importance and load cost nothing at balance, and importance costs E -
   batch.draws = draws;
   noisy.forward(ctx, batch, tape);
   CHECK(tape.loss() == Approx(0).margin(1e-12));
+
+  Kokkos::deep_copy(five.x, 1);  // two experts far above the others
+  for (Index h = 0; h < hidden; ++h)
+    noisy.parameters.router.weight(0, h) = 100, noisy.parameters.router.weight(1, h) = 50;
+  noisy.forward(ctx, batch, tape);
+  CHECK(tape.loss() == Approx(double(experts) / 2 - 1));
 }
 
 TEST_CASE("Load wants trainable noise and a fixed number of choices, and is silent in evaluation") {

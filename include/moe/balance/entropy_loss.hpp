@@ -7,9 +7,9 @@
 MOE_NAMESPACE_BEGIN
 
 /// coefficient * sum_e p_e log p_e, p the mean over tokens of softmax(logits): the negative entropy of the mean choice,
-/// -log E where all experts are as likely (Csordás et al. 2023, "Approximating two-layer feedforward networks
-/// for efficient transformers"). With `groups`, experts are that many groups of neighbours with a softmax each, and the
-/// loss is the mean of theirs: the heads of SwitchHead (Csordás et al. 2024), which sets it.
+/// -log E where all experts are as likely and 0 where one has all (Csordás et al. 2023, "Approximating two-layer
+/// feedforward networks for efficient transformers"). With `groups`, experts are that many groups of neighbours with a
+/// softmax each, and the loss is the mean of theirs: the heads of SwitchHead (Csordás et al. 2024), which sets it.
 struct EntropyLoss {
   using policy = kind::loss;
   double coefficient = 1e-3;

@@ -7,7 +7,8 @@
 MOE_NAMESPACE_BEGIN
 
 /// coefficient * CV(importance)^2, importance_e the sum of e's combine weights over the batch (Shazeer et al. 2017, eq.
-/// 6 and 7; 0.1 there). CV^2 is the population variance over mean^2 + 1e-10, as in the authors' code: 0 at balance.
+/// 6 and 7; 0.1 there). CV^2 is the population variance over mean^2 + 1e-10, as in the authors' code: 0 at balance,
+/// E / K - 1 where K experts have all alike.
 struct ImportanceLoss {
   using policy = kind::loss;
   double coefficient = 0.1;
@@ -21,7 +22,8 @@ struct ImportanceLoss {
 };
 
 /// coefficient * CV(load)^2, load_e the sum of P(x, e): the probability that e is among the k chosen if its noise alone
-/// is drawn anew (Shazeer et al. 2017, appendix A; 0.1 there). Wants NoisyLogits, and acts only while its noise does.
+/// is drawn anew (Shazeer et al. 2017, appendix A; 0.1 there). 0 where all experts are as likely, E / K - 1 where
+/// the same K always win. Wants NoisyLogits, and acts only while its noise does.
 struct LoadLoss {
   using policy = kind::loss;
   double coefficient = 0.1;

@@ -50,7 +50,7 @@ inline CapacityPolicy<Dropless> dynamic_skip_capacity() {
 }
 
 /// LongCat-Flash (Meituan 2025): twelve choices among 512 experts and 256 that give back their input; weights are the
-/// probabilities, scaled. Its controller of the bias (a PID) is not here: BiasBalancer's steps are of fixed size.
+/// probabilities, scaled. Its controller of the bias (a PID) is not here.
 using LongCatFlashRouter = Router<Softmax, TopK<12>, BiasBalancer, Scale>;
 template <class... More>
 using LongCatFlashLayer = MoELayer<LongCatFlashRouter, WithExtraExperts<ExpertFFN<SwiGLU>, 256>, More...>;

@@ -218,6 +218,15 @@ struct BalanceGradientRow {
   }
 };
 
+template <class Loss>
+inline constexpr bool has_load_function = requires(const Loss& loss) {
+  loss.function;
+};
+template <class Loss>
+inline constexpr bool has_given_counts = requires(const Loss& loss) {
+  loss.counts;
+};
+
 /// value and backward for a loss that has a `rule(experts)`. It may have a `function` of the loads, or given `counts`.
 template <class Loss>
 struct BalanceLossPolicy {
@@ -226,7 +235,7 @@ struct BalanceLossPolicy {
              const Vector<double, Space>& slot) const {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
-    if constexpr (has_function) {
+    if constexpr (has_load_function<Loss>) {
       Kokkos::parallel_for("moe::balance_loss::sum", detail::Range<Space>(ctx.space, 0, 1),
                            SumValues<Space>{terms.values, terms.rule.factor, slot});
       return;
@@ -253,8 +262,6 @@ struct BalanceLossPolicy {
   }
 
  private:
-  static constexpr bool has_function = requires(const Loss& loss) { loss.function; };
-
   template <class Real, class Space>
   struct Terms {
     BalanceRule rule;
@@ -297,11 +304,11 @@ struct BalanceLossPolicy {
       Kokkos::parallel_for(
           "moe::balance_loss::count", detail::Range<Space>(ctx.space, 0, groups.count),
           CountGroup<Real, Space>{groups, routing.assignments, batch.mask, rule, counts, tokens, divisors});
-      if constexpr (requires { loss_of(loss).counts; }) {
+      if constexpr (has_given_counts<Loss>) {
         Kokkos::parallel_for("moe::balance_loss::given", detail::Range<Space>(ctx.space, 0, 1),
                              GivenCounts<Space>{loss_of(loss).counts, counts, tokens, divisors});
       }
-      if constexpr (has_function) {
+      if constexpr (has_load_function<Loss>) {
         values = scratch.template vector<double>(groups.count);
         auto function = loss_of(loss).function;
         Kokkos::parallel_for(
