@@ -1,62 +1,14 @@
 #include "compare.hpp"
 
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
-#include <fstream>
-#include <thread>
-
-#include "configuration.hpp"
-#include "files.hpp"
 #include "models.hpp"
 #include "progress.hpp"
 #include "report/report.hpp"
 #include "report/table.hpp"
-
-namespace {
+#include "runs.hpp"
 
 using Json = nlohmann::json;
-
-/// The processor's name, its cores and the widest instructions this program was compiled for.
-std::string machine() {
-  std::ifstream file("/proc/cpuinfo");
-  std::string name = "unknown processor";
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind("model name", 0) == 0) {
-      name = line.substr(line.find(':') + 2);
-      break;
-    }
-  }
-#if defined(__AVX512F__)
-  const char* instructions = "AVX-512";
-#elif defined(__AVX2__)
-  const char* instructions = "AVX2";
-#else
-  const char* instructions = "baseline instructions";
-#endif
-  return fmt::format("{}, {} cores, {}", name, std::thread::hardware_concurrency(), instructions);
-}
-
-Json frame(const std::string& command) {
-  return {{"command", command},
-          {"date", fmt::format("{:%Y-%m-%d}", fmt::localtime(std::time(nullptr)))},
-          {"machine", machine()},
-          {"runs", Json::array()}};
-}
-
-void write_json(const std::string& path, const Json& json) {
-  write_whole(path, json.dump(1) + "\n");
-}
-
-/// A run's report from an earlier session, if it is complete and was made with the same options.
-Json finished(const Options& options, const Corpus& corpus) {
-  std::ifstream file(options.stem() + ".json");
-  const Json run = file ? Json::parse(file, nullptr, false) : Json();
-  if (!run.is_object() || run.value("interrupted", true)) return {};
-  return run.at("configuration") == configuration(options, corpus) ? run : Json();
-}
-
-}  // namespace
 
 void write_single_report(const Options& options, const Json& run, const std::string& command) {
   write_json(options.stem() + ".json", run);
@@ -101,23 +53,14 @@ void compare(const Options& options, const Corpus& corpus, int seeds, bool go_on
       plan.push_back(one);
     }
   }
-  Json comparison = frame(command);
-  for (std::size_t i = 0; i < plan.size() && !text::interrupted(); ++i) {
-    Options& one = plan[i];
-    Json run = go_on ? finished(one, corpus) : Json();
-    if (run.is_null()) {
-      const bool unfinished = go_on && std::ifstream(one.stem() + ".safetensors").good();
-      if (unfinished) one.resume = one.stem() + ".safetensors";
-      fmt::print(stderr, "[{}/{}] {}{}, seed {}{}\n", i + 1, plan.size(), models().at(one.model).title,
-                 one.balanced ? "" : " without balancing", one.seed, unfinished ? ", going on" : "");
-      run = run_model(one, corpus);
-      write_json(one.stem() + ".json", run);
-    }
-    if (run.value("interrupted", false)) break;
-    comparison["runs"].push_back(run);
-    write_json(options.out + "/comparison.json", comparison);
-    write_report(options.out, comparison);
-  }
+  std::vector<PlannedRun> runs;
+  for (const Options& one : plan)
+    runs.push_back({one, models().at(one.model).title + (one.balanced ? "" : " without balancing"),
+                    [&](const Options& now) { return run_model(now, corpus); }});
+  const Json comparison = train_in_turn(runs, corpus, go_on, command, [&](const Json& so_far) {
+    write_json(options.out + "/comparison.json", so_far);
+    write_report(options.out, so_far);
+  });
   if (options.json) {
     fmt::print("{}\n", comparison.dump());
   }

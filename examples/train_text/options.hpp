@@ -21,6 +21,7 @@ struct Options {
   double learning_rate = 3e-3;
   double loss_scale = 65536;  // in f16, at first
   moe::Index checkpoint_every = 50;
+  moe::Index validations = 8;  // in a run
   bool export_routing = false;
   moe::Index corrupt_batch = -1;   // a drill: this batch becomes noise
   std::vector<std::string> among;  // what to compare; empty: the usual ones

@@ -212,7 +212,7 @@ class Trainer {
         history_["load"].push_back({{"tokens", last.tokens}, {"routed", last.routed}, {"kept", last.kept}});
       });
     }
-    if (due(8)) {
+    if (due(options_.validations)) {
       const auto start = std::chrono::steady_clock::now();
       const RoutingRecord routing = validation_.run(model_, ctx_, 1, state_.step);
       aside_ += seconds_since(start);

@@ -61,8 +61,9 @@ std::size_t favourite(const std::vector<double>& shares) {
   return std::size_t(std::max_element(shares.begin(), shares.end()) - shares.begin());
 }
 
-std::vector<svg::Point> training_line(const json& run, const std::string& key, double from) {
-  return thin_out(smooth(curve(run, "curve", key)), from);
+std::vector<svg::Point> training_line(const json& run, const std::string& key, double from,
+                                      const std::string& list = "curve") {
+  return thin_out(smooth(curve(run, list, key)), from);
 }
 
 double last_step(const std::vector<Model>& models) {
@@ -74,19 +75,6 @@ double last_step(const std::vector<Model>& models) {
     }
   }
   return last;
-}
-
-/// A model's line, the mean over its seeds, and the seeds beside it.
-void add_lines(svg::LineChart& chart, const Model& model, const std::string& key, double from) {
-  std::vector<std::vector<svg::Point>> lines;
-  for (const json* run : model.runs) {
-    auto line = training_line(*run, key, from);
-    if (!line.empty()) lines.push_back(std::move(line));
-  }
-  if (lines.size() > 1) {
-    for (const auto& line : lines) chart.series.push_back({model.title, model.color, line, svg::Series::thin});
-  }
-  if (!lines.empty()) chart.series.push_back({model.title, model.color, mean(lines), svg::Series::line});
 }
 
 svg::Picture load_layer(const json& run, std::size_t layer, const std::string& title) {
@@ -114,6 +102,19 @@ svg::Picture load_layer(const json& run, std::size_t layer, const std::string& t
 }
 
 }  // namespace
+
+void add_lines(svg::LineChart& chart, const Model& model, const std::string& key, double from,
+               const std::string& list) {
+  std::vector<std::vector<svg::Point>> lines;
+  for (const json* run : model.runs) {
+    auto line = training_line(*run, key, from, list);
+    if (!line.empty()) lines.push_back(std::move(line));
+  }
+  if (lines.size() > 1) {
+    for (const auto& line : lines) chart.series.push_back({model.title, model.color, line, svg::Series::thin});
+  }
+  if (!lines.empty()) chart.series.push_back({model.title, model.color, mean(lines), svg::Series::line});
+}
 
 svg::Picture loss_picture(const std::vector<Model>& models, double from) {
   svg::LineChart chart;

@@ -10,6 +10,10 @@
 
 namespace report {
 
+/// A model's line from step `from` on, the mean over its seeds, and the seeds beside it as thin lines.
+void add_lines(svg::LineChart& chart, const Model& model, const std::string& key, double from,
+               const std::string& list = "curve");
+
 /// All models' loss: smoothed training lines and validation dots, seeds as thin lines. From `from` (0 to 1) of the way
 /// on.
 svg::Picture loss_picture(const std::vector<Model>& models, double from);

@@ -11,8 +11,8 @@
 #include "../files.hpp"
 #include "data.hpp"
 #include "findings.hpp"
+#include "html.hpp"
 #include "pictures.hpp"
-#include "style.hpp"
 #include "svg.hpp"
 
 namespace report {
@@ -20,31 +20,6 @@ namespace {
 
 using svg::escape;
 using svg::Picture;
-
-bool any(const std::vector<Picture>& pictures) {
-  for (const Picture& picture : pictures) {
-    if (!picture.body.empty()) return true;
-  }
-  return false;
-}
-
-/// Pictures in a grid of the given class; a heading before them, and all of it only where there is a picture.
-std::string gallery(const std::string& grid, const std::vector<Picture>& pictures, const std::string& heading = "",
-                    const std::string& hint = "") {
-  if (!any(pictures)) return "";
-  std::string html;
-  if (!heading.empty()) html += "<h3>" + heading + "</h3>\n";
-  if (!hint.empty()) html += "<p class=\"hint\">" + hint + "</p>\n";
-  html += "<div class=\"" + grid + "\">\n";
-  for (const Picture& picture : pictures) {
-    if (!picture.body.empty()) html += svg::inline_svg(picture);
-  }
-  return html + "</div>\n";
-}
-
-std::string swatch(int color) {
-  return fmt::format(R"(<i class="s k{}"></i>)", color);
-}
 
 std::string legend(const std::vector<Model>& models, bool mixtures_only = false) {
   if (models.size() < 2) return "";
@@ -54,13 +29,6 @@ std::string legend(const std::vector<Model>& models, bool mixtures_only = false)
     html += "<li>" + swatch(model.color) + escape(model.title) + "</li>";
   }
   return html + "</ul>\n";
-}
-
-/// A cell from the mean over seeds, or a dash.
-template <class Format>
-std::string cell(const Model& model, const std::string& path, const Format& format) {
-  const double value = estimate(model, path).mean;
-  return "<td>" + (std::isfinite(value) ? format(value) : "–") + "</td>";
 }
 
 std::string table_of(const std::vector<Model>& models) {
@@ -225,19 +193,8 @@ std::string page(const json& comparison, const std::vector<Model>& models) {
   const Model* best = best_mixture(models);
   for (const Model& model : models) html += section(model, models.size() == 1 || &model == best);
 
-  html += "<footer>";
-  for (const auto& [key, name] : {std::pair{"/machine", "Machine"}, {"/command", "Command"}, {"/date", "Date"}}) {
-    const std::string value = escape(text(comparison, key));
-    if (!value.empty())
-      html += fmt::format("<p>{0}: {1}{2}{3}</p>\n", name, name[0] == 'C' ? "<code>" : "", value,
-                          name[0] == 'C' ? "</code>" : "");
-  }
-  html += "</footer>\n";
-  return fmt::format(
-      "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{}</title>\n"
-      "<style>\n{}{}</style>\n</head>\n<body>\n<main>\n{}</main>\n</body>\n</html>\n",
-      escape(title), svg::style(), page_style, html);
+  html += footer(comparison);
+  return document(title, html);
 }
 
 }  // namespace

@@ -75,7 +75,8 @@ struct AdamWStep {
 
   template <int count>
   KOKKOS_FUNCTION void update(Index i) const {
-    Real gradient[count], root[count];
+    Real gradient[count];
+    alignas(32) Real root[count];  // GCC 12 without optimisation roots it by aligned loads
     Real *w = at.trained() + i, *m = first + i, *v = second + i;
     convert<count>(at.gradient + i, gradient);
     MOE_INDEPENDENT
