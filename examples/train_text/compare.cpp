@@ -1,13 +1,12 @@
 #include "compare.hpp"
 
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <fstream>
-#include <thread>
 
 #include "configuration.hpp"
 #include "files.hpp"
+#include "machine.hpp"
 #include "models.hpp"
 #include "progress.hpp"
 #include "report/report.hpp"
@@ -16,33 +15,6 @@
 namespace {
 
 using Json = nlohmann::json;
-
-/// The processor's name, its cores and the widest instructions this program was compiled for.
-std::string machine() {
-  std::ifstream file("/proc/cpuinfo");
-  std::string name = "unknown processor";
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind("model name", 0) == 0) {
-      name = line.substr(line.find(':') + 2);
-      break;
-    }
-  }
-#if defined(__AVX512F__)
-  const char* instructions = "AVX-512";
-#elif defined(__AVX2__)
-  const char* instructions = "AVX2";
-#else
-  const char* instructions = "baseline instructions";
-#endif
-  return fmt::format("{}, {} cores, {}", name, std::thread::hardware_concurrency(), instructions);
-}
-
-Json frame(const std::string& command) {
-  return {{"command", command},
-          {"date", fmt::format("{:%Y-%m-%d}", fmt::localtime(std::time(nullptr)))},
-          {"machine", machine()},
-          {"runs", Json::array()}};
-}
 
 void write_json(const std::string& path, const Json& json) {
   write_whole(path, json.dump(1) + "\n");
@@ -60,7 +32,7 @@ Json finished(const Options& options, const Corpus& corpus) {
 
 void write_single_report(const Options& options, const Json& run, const std::string& command) {
   write_json(options.stem() + ".json", run);
-  Json comparison = frame(command);
+  Json comparison = report_frame(command);
   comparison["runs"].push_back(run);
   write_report(options.out, comparison);
 }
@@ -101,7 +73,7 @@ void compare(const Options& options, const Corpus& corpus, int seeds, bool go_on
       plan.push_back(one);
     }
   }
-  Json comparison = frame(command);
+  Json comparison = report_frame(command);
   for (std::size_t i = 0; i < plan.size() && !text::interrupted(); ++i) {
     Options& one = plan[i];
     Json run = go_on ? finished(one, corpus) : Json();

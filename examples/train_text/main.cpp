@@ -1,40 +1,18 @@
 // train_text: trains a small byte-level language model with mixtures of experts on real text.
 #include <CLI/CLI.hpp>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <moe/balance/load.hpp>
 #include <sstream>
 
 #include "compare.hpp"
 #include "elementwise.hpp"
+#include "files.hpp"
+#include "machine.hpp"
 #include "models.hpp"
 #include "progress.hpp"
 #include "stages.hpp"
 
 namespace {
-
-/// The texts that the build prepared, one a domain.
-std::vector<std::string> default_text() {
-  std::vector<std::string> files;
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(MOE_DEFAULT_TEXT, ignored)) {
-    if (entry.path().extension() == ".txt") files.push_back(entry.path().string());
-  }
-  std::sort(files.begin(), files.end());
-  if (files.empty()) throw moe::IoError("train_text: the default text is gone. Give your own: --text FILE...");
-  return files;
-}
-
-/// Refuses an output folder before any work is done for it.
-void prepare(const std::string& folder) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  const std::string probe = folder + "/.probe";
-  const bool writable = !error && std::ofstream(probe).good();
-  std::filesystem::remove(probe, error);
-  if (!writable) throw moe::IoError("train_text: cannot write to '" + folder + "'. Choose another --out.");
-}
 
 /// What a run ends with: validation, loads, a sample.
 void print(std::FILE* out, const nlohmann::json& run) {
@@ -126,18 +104,12 @@ int main(int argc, char** argv) {
   options.balanced = balance == "default";
   if (comparing && steps->count() == 0) options.steps = long_run ? 1500 : 600;
 
-  std::string command = "train_text";
-  for (int i = 1; i < argc; ++i) {
-    if (std::string_view(argv[i]) == "--out")
-      ++i;  // where it went is nobody's business
-    else
-      command += std::string(" ") + argv[i];
-  }
+  const std::string command = command_line("train_text", argc, argv);
   Kokkos::ScopeGuard kokkos(argc, argv);
   try {
-    if (options.text.empty()) options.text = default_text();
+    if (options.text.empty()) options.text = default_text(MOE_DEFAULT_TEXT, "--text FILE...");
     const Corpus corpus(options.text, options.sequence);
-    prepare(options.out);
+    prepare_folder(options.out, "train_text");
     const bool go_on = resume->count() > 0;
     if (go_on && options.resume.empty() && !comparing) options.resume = options.stem() + ".safetensors";
     std::FILE* out = options.json ? stderr : stdout;
