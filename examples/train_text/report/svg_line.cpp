@@ -83,6 +83,7 @@ std::string hover_columns(const LineChart& chart, const Axis& x, const Axis& y) 
   std::string out;
   constexpr int columns = 28;
   const double width = (x.to - x.from) / columns;
+  const int decimals = width < 0.1 ? 3 : width < 1 ? 1 : 0;
   for (int column = 0; column < columns; ++column) {
     const double left = x.from + column * width;
     std::string title;
@@ -100,8 +101,9 @@ std::string hover_columns(const LineChart& chart, const Axis& x, const Axis& y) 
     }
     if (title.empty()) continue;
     out += fmt::format(
-        R"(<rect class="z" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{:.0f}"><title>{} {:.0f}{}</title></rect>)",
-        x(left), y.end, x(left + width) - x(left), y.start - y.end, escape(chart.x_title), left + width / 2, title);
+        R"(<rect class="z" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{:.0f}"><title>{} {:.{}f}{}</title></rect>)",
+        x(left), y.end, x(left + width) - x(left), y.start - y.end, escape(chart.x_title), left + width / 2, decimals,
+        title);
   }
   return out;
 }
