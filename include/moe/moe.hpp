@@ -57,7 +57,12 @@
 #include "moe/balance/entropy_loss.hpp"
 #include "moe/balance/gate_losses.hpp"
 #include "moe/balance/load.hpp"
+#include "moe/balance/localised_balance_loss.hpp"
 #include "moe/balance/losses.hpp"
+#include "moe/balance/mutual_information_loss.hpp"
+#include "moe/balance/pooled_balance_loss.hpp"
+#include "moe/balance/quantile_bias.hpp"
+#include "moe/balance/straight_through_loss.hpp"
 
 // All of it as one object, and what stands around it
 #include "moe/layers/checkpointing.hpp"

@@ -45,6 +45,9 @@ TEST_CASE("DeepSeek's losses and bias step agree with their golden") {
   const auto softmax = route(moe::Router<moe::Softmax, moe::TopK<3>>{}, logits, batch);
   CHECK(value(moe::ExpertBalanceLoss(1.0), softmax, batch) == Approx(golden.file.read<float>("batch_aux_v1")[0]));
   CHECK(value(moe::SequenceBalanceLoss(1.0), softmax, batch) == Approx(golden.file.read<float>("seq_aux_v2")[0]));
+  CHECK(value(moe::DeviceBalanceLoss(1.0, 4), softmax, batch) == Approx(golden.file.read<float>("device_aux")[0]));
+  CHECK(value(moe::CommunicationBalanceLoss(1.0, 4, 2), softmax, batch) ==
+        Approx(golden.file.read<float>("comm_aux")[0]));
   const auto sigmoid = route(moe::Router<moe::Sigmoid, moe::TopK<3>>{}, logits, batch);
   CHECK(value(moe::SequenceBalanceLoss(1.0), sigmoid, batch) == Approx(golden.file.read<float>("seq_aux_v3")[0]));
 

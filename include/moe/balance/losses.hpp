@@ -14,8 +14,9 @@
 MOE_NAMESPACE_BEGIN
 
 /// coefficient * E * sum_e f_e P_e: f_e the share of tokens whose first choice is e, P_e the mean score (Fedus et
-/// al. 2021, Switch Transformer, eq. 4; 1e-2 there; 1 at perfect balance). `count = all` is what transformers
-/// computes for Mixtral (K at balance).
+/// al. 2021, Switch Transformer, eq. 4; 1e-2 there). 1 at balance, E where one expert has all. `count = all` counts
+/// every choice: K at balance, and E where K experts have all. With a `scope` it is the mean over sequences
+/// (transformers' Switch) or groups of tokens; pooled over layers (transformers' Mixtral) it is PooledBalanceLoss.
 struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-2;
@@ -30,7 +31,7 @@ struct SwitchBalanceLoss : detail::BalanceLossPolicy<SwitchBalanceLoss> {
 };
 
 /// coefficient * 1/E * sum_e (c_e / S) m_e over groups of S tokens: c_e the first choices of e, m_e the mean gate
-/// (Lepikhin et al. 2020, GShard, algorithm 1).
+/// (Lepikhin et al. 2020, GShard, algorithm 1). 1 / E^2 at balance, 1 / E where one expert has all.
 struct GShardBalanceLoss : detail::BalanceLossPolicy<GShardBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-2;
@@ -43,7 +44,7 @@ struct GShardBalanceLoss : detail::BalanceLossPolicy<GShardBalanceLoss> {
 };
 
 /// coefficient * sum_e f_e P_e with f_e = E / (K T) * choices of e (Dai et al. 2024, DeepSeekMoE, eq. 12 to 14;
-/// DeepSeek-V2).
+/// DeepSeek-V2). 1 at balance, E / K where K experts have all.
 struct ExpertBalanceLoss : detail::BalanceLossPolicy<ExpertBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-3;
@@ -56,7 +57,7 @@ struct ExpertBalanceLoss : detail::BalanceLossPolicy<ExpertBalanceLoss> {
 
 /// The same for each sequence, averaged over sequences, with scores normalised over experts (DeepSeek-V3, eq. 17 to 20;
 /// 1e-4 there. With softmax scores it is DeepSeek-V2's, as those sum to one). It counts the choices made, after bias
-/// and group limit, as DeepSeek's code does.
+/// and group limit, as DeepSeek's code does. 1 at balance within each sequence, E / K where K experts have all.
 struct SequenceBalanceLoss : detail::BalanceLossPolicy<SequenceBalanceLoss> {
   using policy = kind::loss;
   double coefficient = 1e-4;
@@ -67,7 +68,47 @@ struct SequenceBalanceLoss : detail::BalanceLossPolicy<SequenceBalanceLoss> {
   }
 };
 
-/// coefficient * mean over tokens of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, eq. 5; 1e-3 there).
+/// coefficient * sum over devices of f_d P_d: f_d the mean over device d's experts of DeepSeekMoE's f_e, P_d the sum of
+/// their mean scores (Dai et al. 2024, DeepSeekMoE, eq. 15 to 17; DeepSeek-V2, eq. 26 to 28: 0.05 there). 1 at balance,
+/// the number of devices where one of them has all. Device d holds the d-th E / devices experts; throws ConfigError
+/// where devices do not divide E.
+struct DeviceBalanceLoss : detail::BalanceLossPolicy<DeviceBalanceLoss> {
+  using policy = kind::loss;
+  double coefficient = 0.05;
+  Index devices = 8;
+
+  explicit DeviceBalanceLoss(double c = 0.05, Index d = 8) : coefficient(c), devices(d) {}
+  detail::BalanceRule rule(double experts) const {
+    return {coefficient * experts,   Count::all, Scope::batch(), Probability::normalized_scores, true,
+            detail::CountOf::device, devices};
+  }
+};
+
+/// coefficient * sum over devices of f_d P_d: f_d = devices / (M T) * the tokens sent to d, each once, and P_d the sum
+/// of its experts' mean scores (DeepSeek-V2, eq. 29 to 31: 0.02 there). M is how many devices a token may go to
+/// (GroupLimit). 1 where tokens go to M devices evenly, devices / M where one device has all.
+struct CommunicationBalanceLoss : detail::BalanceLossPolicy<CommunicationBalanceLoss> {
+  using policy = kind::loss;
+  double coefficient = 0.02;
+  Index devices = 8;
+  Index sends = 3;
+
+  explicit CommunicationBalanceLoss(double c = 0.02, Index d = 8, Index m = 3) : coefficient(c), devices(d), sends(m) {}
+  detail::BalanceRule rule(double) const {
+    detail::require<ConfigError>(sends > 0, "moe::CommunicationBalanceLoss: tokens go to ", sends,
+                                 " devices; `sends` must be positive.");
+    return {coefficient * double(devices) / double(sends),
+            Count::all,
+            Scope::batch(),
+            Probability::normalized_scores,
+            false,
+            detail::CountOf::tokens_of_device,
+            devices};
+  }
+};
+
+/// coefficient * mean over tokens of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, eq. 5; 1e-3 there). It knows no
+/// balance: (log E)^2 where all logits are 0.
 struct RouterZLoss {
   using policy = kind::loss;
   double coefficient = 1e-3;

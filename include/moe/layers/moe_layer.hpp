@@ -276,6 +276,10 @@ class MoELayer {
     }
   }
 
+  /// Computes the losses of a tape anew, for those that look at more than its forward knew: PooledBalanceLoss'
+  /// counts, ReinforceLoss' rewards. Their gradients need no such call.
+  void evaluate_losses(Context<Space>& ctx, Tape& tape) const;
+
   /// Moves the balancing bias, where there is one. Once an optimiser step, with the counts of all its microbatches.
   void update_balance(const LoadStatistics<Space>& statistics) {
     detail::refuse_capture(statistics.space(), "moe::MoELayer::update_balance without a context, which it makes,",

@@ -40,17 +40,11 @@ concept ChoiceKeyPolicy = std::copyable<P> &&(
       p.apply(team, row, row, key, token);
     });
 
-/// A bias on the choice and its step; see choice_key.hpp.
+/// A bias on the choice and its step; see balancer.hpp.
 template <class P>
-concept BalancerPolicy = std::copyable<P> && requires(const P p, Team team, Row<const float> bias, Row<float> key) {
-  p.apply(team, bias, key);
-} &&(
-    requires(const P p) {
-      { p.step(1.0f, 1.0, 1.0) } -> std::convertible_to<float>;
-    } ||
-    requires(const P p) {
-      { p.step(1.0f, 1.0, 1.0, 1.0) } -> std::convertible_to<float>;
-    });
+concept BalancerPolicy = std::copyable<P> && requires(const P p, Row<float> bias, Row<const Index> load) {
+  p.step(bias, load, 1.0);
+};
 
 /// Each token chooses for itself; see top_k.hpp.
 template <class P>
@@ -167,8 +161,8 @@ struct CheckRouterPolicy {
                 "moe::Router: this choice key lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<const "
                 "Real> logits, Row<const Real> scores, Row<Real> key) const`.");
   static_assert(fits_balancer<P>,
-                "moe::Router: this balancer lacks a member. It needs KOKKOS_FUNCTION `apply(const Team&, Row<const "
-                "Real> bias, Row<Real> key) const` and `step(Real bias, double load, double mean) const`.");
+                "moe::Router: this balancer lacks a member. It needs KOKKOS_FUNCTION `step(Row<Real> bias, Row<const "
+                "Index> load, double tokens) const`.");
   static_assert(fits_selection<P>,
                 "moe::Router: this selection lacks a member. A token's choice needs `choices() const` and "
                 "KOKKOS_FUNCTION `select(const Team&, Row<Real> key, Row<ExpertId> chosen) const`; a choice over "

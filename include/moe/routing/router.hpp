@@ -89,7 +89,7 @@ class Router {
     detail::require<ConfigError>(shape.experts > 0 && shape.hidden > 0, "moe::Router: ", shape.experts,
                                  " experts and a router input of width ", shape.hidden, "; both must be positive.");
     detail::check_policy(selection(), shape);
-    (detail::check_policy(std::get<Policies>(values_), shape), ...);
+    (detail::check_policy(std::get<Policies>(values_), shape_for<Policies>(shape)), ...);
     if constexpr (requires { selection().choices(); })  // else it takes all it can get
       (detail::check_choices(std::get<Policies>(values_), Index(selection().choices()), shape), ...);
   }
@@ -142,17 +142,9 @@ class Router {
     }
 
     const Vector<const Real, Space> bias = balance_bias(buffers);
-    detail::ScoreRow<Real, Space, LogitMaps, Scoring, Balancer, Keys> score{routing.logits,
-                                                                            routing.scores,
-                                                                            {},
-                                                                            batch.mask,
-                                                                            bias,
-                                                                            draws,
-                                                                            LogitMaps{Maps::from(values_)},
-                                                                            scoring(),
-                                                                            balancer(),
-                                                                            Keys::from(values_),
-                                                                            ctx.flag()};
+    detail::ScoreRow<Real, Space, LogitMaps, Scoring, has_balancer, Keys> score{
+        routing.logits, routing.scores,      {},        batch.mask, bias, draws, LogitMaps{Maps::from(values_)},
+        scoring(),      Keys::from(values_), ctx.flag()};
     const detail::WeighRow<Real, Space, Selection, Weightings, Skips> weigh{
         routing.scores,      routing.assignments,       draws,
         selection(),         Weightings::from(values_), weighting_rows<Real, Space>(parameters),
@@ -267,6 +259,13 @@ class Router {
   }
 
  private:
+  /// Experts that every token has are no matter of balance.
+  template <class P>
+  static RouterShape shape_for(RouterShape shape) {
+    if constexpr (detail::is_kind<P, kind::balancer>) shape.experts -= detail::shared_experts<Selection>();
+    return shape;
+  }
+
   using Maps = detail::ChainFor<kind::row_map, Policies...>;
   using InputMaps = detail::RowMaps<MapPlace::input, Maps>;
   using LogitMaps = detail::RowMaps<MapPlace::logits, Maps>;
@@ -277,7 +276,7 @@ class Router {
 
   /// Are all policies that see a token's row of logits or of choices written for several lanes?
   static constexpr bool by_team = LogitMaps::takes_team && detail::takes_team<Scoring>() && Keys::takes_team &&
-                                  detail::takes_team<Balancer>() && Weightings::takes_team && Skips::takes_team &&
+                                  Weightings::takes_team && Skips::takes_team &&
                                   (!RowSelection<Selection> || detail::takes_team<Selection>());
 
   template <class P>

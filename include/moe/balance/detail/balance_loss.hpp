@@ -16,12 +16,17 @@ enum class Probability { scores, normalized_scores, softmax };
 
 namespace detail {
 
+/// What stands for the count of an expert: its own, its device's mean, or the tokens that its device gets.
+enum class CountOf { expert, device, tokens_of_device };
+
 struct BalanceRule {
   double factor;  // of sum_e (count_e / n) * mean_e
   Count count;
   Scope scope;
   Probability probability;
   bool by_choices = false;  // count_e / (n K): K the choices a token makes, in ragged lists the mean of those made
+  CountOf count_of = CountOf::expert;
+  Index devices = 1;  // as many groups of neighbouring experts
 };
 
 inline constexpr Index loss_chunk = 256;  // tokens; fixed, so that sums do not depend on threads
@@ -61,8 +66,7 @@ struct CountGroup {
   Groups<Space> groups;
   Assignments<Real, Space> assignments;
   Vector<const std::uint8_t, Space> mask;
-  Count count;
-  bool by_choices;
+  BalanceRule rule;
   Matrix<double, Space> counts;            // (G, E)
   Vector<double, Space> tokens, divisors;  // (G)
   KOKKOS_FUNCTION void operator()(Index g) const {
@@ -73,16 +77,83 @@ struct CountGroup {
       tokens(g) += 1;
       const Index begin = assignments.begin(t);
       Index end = assignments.end(t);
-      if (count == Count::first_choice && end > begin) end = begin + 1;
+      if (rule.count == Count::first_choice && end > begin) end = begin + 1;
       for (Index a = begin; a < end; ++a) {
-        if (assignments.expert(a) != no_expert) counts(g, assignments.expert(a)) += 1;
+        if (assignments.expert(a) != no_expert && is_new(begin, a)) counts(g, assignments.expert(a)) += 1;
       }
     }
     divisors(g) = tokens(g);
-    if (!by_choices) return;
-    divisors(g) *= double(assignments.uniform_k);
-    if (assignments.uniform_k != 0) return;
-    for (Index e = 0; e < Index(counts.extent(1)); ++e) divisors(g) += counts(g, e);
+    if (rule.by_choices) divisors(g) *= double(assignments.uniform_k);
+    if (rule.by_choices && assignments.uniform_k == 0) {
+      for (Index e = 0; e < Index(counts.extent(1)); ++e) divisors(g) += counts(g, e);
+    }
+    if (rule.count_of != CountOf::expert) share_devices(g);
+  }
+
+ private:
+  KOKKOS_FUNCTION Index experts_of_device() const { return Index(counts.extent(1)) / rule.devices; }
+  /// Where a device counts a token once: is choice a the token's first on its device?
+  KOKKOS_FUNCTION bool is_new(Index begin, Index a) const {
+    if (rule.count_of != CountOf::tokens_of_device) return true;
+    const Index device = assignments.expert(a) / experts_of_device();
+    for (Index b = begin; b < a; ++b) {
+      if (assignments.expert(b) != no_expert && assignments.expert(b) / experts_of_device() == device) return false;
+    }
+    return true;
+  }
+  KOKKOS_FUNCTION void share_devices(Index g) const {
+    const Index size = experts_of_device();
+    for (Index first = 0; first < Index(counts.extent(1)); first += size) {
+      double sum = 0;
+      for (Index e = first; e < first + size; ++e) sum += counts(g, e);
+      if (rule.count_of == CountOf::device) sum /= double(size);
+      for (Index e = first; e < first + size; ++e) counts(g, e) = sum;
+    }
+  }
+};
+
+/// Puts slopes of a function of the loads in the place of counts, and its value into `values`; one work item a group.
+template <class Function, class Space>
+struct LoadSlopes {
+  Function function;
+  Matrix<double, Space> counts, loads;     // (G, E)
+  Vector<double, Space> divisors, values;  // (G)
+  KOKKOS_FUNCTION void operator()(Index g) const {
+    const Index experts = counts.extent(1);
+    const double divisor = divisors(g);
+    for (Index e = 0; e < experts; ++e) loads(g, e) = divisor > 0 ? counts(g, e) / divisor : 0.0;
+    const Row<const double> load{row_of(loads, g).data, experts};
+    values(g) = divisor > 0 ? function.value(load) : 0.0;
+    for (Index e = 0; e < experts; ++e) counts(g, e) = divisor > 0 ? function.slope(load, e) : 0.0;
+    divisors(g) = divisor > 0 ? 1 : 0;
+  }
+};
+
+/// Puts given counts (E), of more than this batch, in the place of the batch's own.
+template <class Space>
+struct GivenCounts {
+  Vector<const Index, Space> given;
+  Matrix<double, Space> counts;
+  Vector<double, Space> tokens, divisors;
+  KOKKOS_FUNCTION void operator()(Index) const {
+    double sum = 0;
+    for (Index e = 0; e < Index(given.extent(0)); ++e) {
+      counts(0, e) = double(given(e));
+      sum += double(given(e));
+    }
+    divisors(0) = tokens(0) > 0 ? sum : 0;
+  }
+};
+
+template <class Space>
+struct SumValues {
+  Vector<double, Space> values;
+  double factor;
+  Vector<double, Space> slot;
+  KOKKOS_FUNCTION void operator()(Index) const {
+    double sum = 0;
+    for (Index g = 0; g < Index(values.extent(0)); ++g) sum += values(g);
+    if (values.extent(0) != 0) slot(0) += factor * sum / double(values.extent(0));
   }
 };
 
@@ -111,7 +182,7 @@ struct SumProducts {
     for (Index g = 0; g < Index(product.extent(0)); ++g) {
       for (Index e = 0; e < Index(product.extent(1)); ++e) sum += product(g, e);
     }
-    slot(0) += factor * sum / double(product.extent(0));
+    if (product.extent(0) != 0) slot(0) += factor * sum / double(product.extent(0));
   }
 };
 
@@ -147,7 +218,7 @@ struct BalanceGradientRow {
   }
 };
 
-/// value and backward for a loss that has a `rule(experts)`.
+/// value and backward for a loss that has a `rule(experts)`. It may have a `function` of the loads, or given `counts`.
 template <class Loss>
 struct BalanceLossPolicy {
   template <class T, class Real, class Space>
@@ -155,6 +226,11 @@ struct BalanceLossPolicy {
              const Vector<double, Space>& slot) const {
     typename Context<Space>::Scratch scratch(ctx);
     const Terms<Real, Space> terms(*this, ctx, scratch, batch, routing);
+    if constexpr (has_function) {
+      Kokkos::parallel_for("moe::balance_loss::sum", detail::Range<Space>(ctx.space, 0, 1),
+                           SumValues<Space>{terms.values, terms.rule.factor, slot});
+      return;
+    }
     auto product = scratch.template matrix<double>(terms.groups.count, routing.logits.extent(1));
     Kokkos::parallel_for("moe::balance_loss::product", detail::Range<Space>(ctx.space, 0, Index(product.size())),
                          GroupProduct<Real, Space>{terms.groups, terms.probability, terms.counts, product, terms.tokens,
@@ -177,24 +253,30 @@ struct BalanceLossPolicy {
   }
 
  private:
+  static constexpr bool has_function = requires(const Loss& loss) { loss.function; };
+
   template <class Real, class Space>
   struct Terms {
     BalanceRule rule;
     Groups<Space> groups;
     Matrix<Real, Space> probability;
     Matrix<double, Space> counts;
-    Vector<double, Space> tokens, divisors;
+    Vector<double, Space> tokens, divisors, values;
 
+    static const Loss& loss_of(const BalanceLossPolicy& loss) { return static_cast<const Loss&>(loss); }
     static BalanceRule rule_of(const Loss& loss, const Routing<Real, Space>& routing) {
       BalanceRule rule = loss.rule(double(routing.logits.extent(1)));
       if (routing.logit_scores) rule.probability = Probability::softmax;
+      require<ConfigError>(rule.devices > 0 && Index(routing.logits.extent(1)) % rule.devices == 0,
+                           "moe: a balance loss over ", rule.devices, " devices for ", routing.logits.extent(1),
+                           " experts. The devices must divide the experts.");
       return rule;
     }
 
     template <class T>
     Terms(const BalanceLossPolicy& loss, Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
           const Batch<T, Space>& batch, const Routing<Real, Space>& routing)
-        : rule(rule_of(static_cast<const Loss&>(loss), routing)),
+        : rule(rule_of(loss_of(loss), routing)),
           groups(detail::groups(rule.scope, batch)),
           probability(scratch.template matrix<Real>(batch.tokens(), routing.logits.extent(1))),
           counts(scratch.template matrix<double>(groups.count, routing.logits.extent(1))),
@@ -212,9 +294,21 @@ struct BalanceLossPolicy {
       Kokkos::parallel_for(
           "moe::balance_loss::probability", detail::Range<Space>(ctx.space, 0, batch.tokens()),
           ProbabilityRow<Real, Space>{routing.logits, routing.scores, probability, batch.mask, rule.probability});
-      Kokkos::parallel_for("moe::balance_loss::count", detail::Range<Space>(ctx.space, 0, groups.count),
-                           CountGroup<Real, Space>{groups, routing.assignments, batch.mask, rule.count, rule.by_choices,
-                                                   counts, tokens, divisors});
+      Kokkos::parallel_for(
+          "moe::balance_loss::count", detail::Range<Space>(ctx.space, 0, groups.count),
+          CountGroup<Real, Space>{groups, routing.assignments, batch.mask, rule, counts, tokens, divisors});
+      if constexpr (requires { loss_of(loss).counts; }) {
+        Kokkos::parallel_for("moe::balance_loss::given", detail::Range<Space>(ctx.space, 0, 1),
+                             GivenCounts<Space>{loss_of(loss).counts, counts, tokens, divisors});
+      }
+      if constexpr (has_function) {
+        values = scratch.template vector<double>(groups.count);
+        auto function = loss_of(loss).function;
+        Kokkos::parallel_for(
+            "moe::balance_loss::function", detail::Range<Space>(ctx.space, 0, groups.count),
+            LoadSlopes<decltype(function), Space>{
+                function, counts, scratch.template matrix<double>(groups.count, counts.extent(1)), divisors, values});
+      }
     }
   };
 };

@@ -164,14 +164,22 @@ auto MoELayer<Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Space>&
     detail::forward_branches(Branches{}, policies_, ctx, batch, parameters.branches, tape.y, tape.branches);
     detail::forward_outputs<false>(Outputs{}, policies_, ctx, batch, parameters.outputs, tape.y, tape.outputs);
   }
-  const Stage stage("moe::losses");
+  evaluate_losses(ctx, tape);
+  if constexpr (!detail::device_path<Space>) ctx.check();
+  return tape.y;
+}
+
+template <class... Policies>
+void MoELayer<Policies...>::evaluate_losses(Context<Space>& ctx, Tape& tape) const {
+  const Kokkos::Profiling::ScopedRegion stage("moe::losses");
+  detail::require<Error>(tape.owner == id_,
+                         "moe::MoELayer::evaluate_losses: this tape holds no forward pass of this layer. Run "
+                         "forward(ctx, x, tape) first.");
   detail::shape(tape.losses, "moe::losses", detail::length<Losses>);
   detail::fill(ctx.space, tape.losses, 0.0);
   detail::each_loss(Losses{}, policies_, [&](const auto& loss, Index number) {
-    loss.value(ctx, batch, tape.routing, Vector<double, Space>(tape.losses.data() + number, 1));
+    loss.value(ctx, tape.batch, tape.routing, Vector<double, Space>(tape.losses.data() + number, 1));
   });
-  if constexpr (!detail::device_path<Space>) ctx.check();
-  return tape.y;
 }
 
 template <class... Policies>

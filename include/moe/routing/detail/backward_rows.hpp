@@ -136,16 +136,7 @@ struct BalanceStep {
   Index shared;
   KOKKOS_FUNCTION void operator()(Index) const {
     const Index experts = Index(bias.extent(0)) - shared;
-    Index total = 0;
-    for (Index e = 0; e < experts; ++e) total += counts(e);
-    const double mean = double(total) / double(experts), even = double(tokens(0)) / double(experts);
-    for (Index e = 0; e < experts; ++e) {
-      if constexpr (requires { balancer.step(bias(e), mean, mean, even); }) {
-        bias(e) = balancer.step(bias(e), double(counts(e)), mean, even);
-      } else {
-        bias(e) = balancer.step(bias(e), double(counts(e)), mean);
-      }
-    }
+    balancer.step(Row<Real>{bias.data(), experts}, Row<const Index>{counts.data(), experts}, double(tokens(0)));
   }
 };
 

@@ -11,11 +11,7 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-struct NoBalancer {
-  static constexpr bool takes_team = true;
-  template <class Real>
-  KOKKOS_FUNCTION void apply(const Team&, Row<const Real>, Row<Real>) const {}
-};
+struct NoBalancer {};
 
 /// Calls `policy.check(shape)` where a policy has one.
 template <class P>
@@ -115,7 +111,7 @@ struct ApplyKey {
 };
 
 /// Logits to scores to keys. Padding gets zero scores; NaN raises the context's flag.
-template <class Real, class Space, class Maps, class Scoring, class Balancer, class Keys>
+template <class Real, class Space, class Maps, class Scoring, bool biased, class Keys>
 struct ScoreRow {
   Matrix<Real, Space> logits, scores, keys;  // keys (T, E), where a selection of the whole batch wants them
   Vector<const std::uint8_t, Space> mask;
@@ -123,7 +119,6 @@ struct ScoreRow {
   RowDraws<Space> draws;
   Maps maps;
   Scoring scoring;
-  Balancer balancer;
   Keys chain;
   Kokkos::View<int, typename Space::memory_space> flag;
 
@@ -155,7 +150,7 @@ struct ScoreRow {
       apply.token = draws.facts(t, Purpose::sample);
       chain.each(apply);
     }
-    balancer.apply(team, Row<const Real>{bias.data(), Index(bias.extent(0))}, key);
+    if constexpr (biased) team.each(key.size, [&](Index e) { key[e] += bias(e); });
     apply.before_bias = false;
     chain.each(apply);
   }
