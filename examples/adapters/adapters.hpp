@@ -7,33 +7,19 @@
 
 namespace adapt {
 
-/// Numbers of the three projections of a feed-forward layer that do not depend on the method.
-struct Widths {
-  double hidden, intermediate;
-
-  /// Of adapters of rank 1 on all three.
-  double adapter() const { return 3 * (hidden + intermediate); }
-  double down() const { return 2 * hidden + intermediate; }    // what the A read
-  double up() const { return 2 * intermediate + hidden; }      // what the B write
-  double router() const { return 2 * hidden + intermediate; }  // for one expert
+/// Experts and rank of a layer.
+struct Size {
+  Index experts, rank;
 };
-
-inline Widths widths(const Task& task) {
-  return {double(task.base.options.hidden), 4.0 * double(task.base.options.hidden)};  // as text::dense_feed_forward
-}
 
 /// The rank at which `experts` adapters have about the parameters of one of rank --rank.
 inline Index rank_of(const Task& task, double experts) {
   return std::max<Index>(1, Index(std::lround(double(task.settings.rank) / experts)));
 }
 
-/// A feed-forward layer of one method.
-template <class Linear>
-using Layer = AdaptedProjections<Linear>;
-
 /// Trains the adapters that `size(number)` says, experts and rank, of each layer. `values` are policies with values.
-template <class Linear, class Size, class... Values>
-Json adapt_by(const Task& task, const Size& size, const Values&... values) {
+template <class Linear, class SizeOf, class... Values>
+Json adapt_by(const Task& task, const SizeOf& size, const Values&... values) {
   using Block = text::BlockOf<AdaptedProjections<Linear>>;
   Frozen frozen;
   Json sizes = Json::array();
@@ -54,10 +40,5 @@ Json adapt_by(const Task& task, const Size& size, const Values&... values) {
   report["layers"] = sizes;
   return report;
 }
-
-/// Experts and rank of a layer.
-struct Size {
-  Index experts, rank;
-};
 
 }  // namespace adapt

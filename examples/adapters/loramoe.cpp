@@ -1,12 +1,14 @@
 /// @file
-/// LoRAMoE: all experts mixed, and a loss that keeps some for the old domains and some for the new one.
+/// LoRAMoE: all experts mixed, and a loss that keeps half of them for the old domains and half for the new one.
+#include <moe/balance/localised_balance_loss.hpp>
+
 #include "adapters.hpp"
 
 namespace adapt {
 
-/// Four experts: two for sequences of the old domains (task 1, where --replay shows some), two for the new one's.
+/// Four experts. Sequences of the old domains are of task 1; without --replay there are none, and the loss balances.
 Json run_loramoe(const Task& task) {
-  using Linear = moe::AdaptedLinear<moe::Router<moe::Softmax, moe::AllExperts>>;
+  using Linear = moe::AdaptedLinear<moe::Router<moe::Softmax, moe::AllExperts>, moe::LocalisedBalanceLoss>;
   const Index rank = rank_of(task, 4);
   return adapt_by<Linear>(task, [&](Index) { return Size{4, rank}; });
 }

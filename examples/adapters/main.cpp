@@ -54,10 +54,15 @@ void run_all(const Settings& settings, const std::string& command) {
     for (const Method& method : methods()) {
       if (std::find(settings.methods.begin(), settings.methods.end(), method.name) == settings.methods.end()) continue;
       ++number;
-      Task task{settings, base, texts, settings.seed + std::uint64_t(s)};
-      task.learning_rate = settings.learning_rate > 0 ? settings.learning_rate : method.learning_rate;
-      task.stem = fmt::format("{}/{}-{}", settings.out, method.name, task.seed);
-      task.configuration = configuration(settings, base, texts, method.name, task.learning_rate, task.seed);
+      const std::uint64_t seed = settings.seed + std::uint64_t(s);
+      const double rate = settings.learning_rate > 0 ? settings.learning_rate : method.learning_rate;
+      const Task task{settings,
+                      base,
+                      texts,
+                      seed,
+                      rate,
+                      fmt::format("{}/{}-{}", settings.out, method.name, seed),
+                      configuration(settings, base, texts, method.name, rate, seed)};
       Json run = settings.resume ? finished(task) : Json();
       if (run.is_null()) {
         fmt::print(stderr, "[{}/{}] {}, seed {}\n", number, total, method.title, task.seed);

@@ -17,7 +17,7 @@ struct Settings {
   std::string text;              // the new domain
   std::string out = "adapted";   // folder of results
   std::vector<std::string> methods;
-  Index steps = 400;
+  Index steps = 300;
   std::uint64_t seed = 1;
   Index seeds = 1;
   Index batch = 16;          // sequences a step

@@ -45,14 +45,14 @@ usual = ["--checkpoint", checkpoint, "--old", *old, "--text", new, "--steps", "6
 
 
 def arrays(path):
-    """The file's float32 arrays by name, in the order of its data, as lists of their bits; but the optimiser's."""
+    """The file's float32 arrays by name, as lists of their bits; but the optimiser's."""
     with open(path, "rb") as file:
         data = file.read()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
     found = {}
-    for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+    for name, info in header.items():
         begin, end = info["data_offsets"]
         if not name.startswith("optimizer."):
             found[name] = array.array("I", data[8 + length + begin : 8 + length + end])
@@ -60,10 +60,14 @@ def arrays(path):
 
 
 def fingerprint(of):
-    """FNV-1a over words, as the program has it."""
+    """FNV-1a over the words of a dense model's arrays, in the order that the program walks them."""
+    layer = ["attention_norm", "attention.qkv_proj", "attention.o_proj", "feed_forward_norm"]
+    layer += ["feed_forward.router.weight", "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
+    names = ["embedding", *("blocks.%d.%s" % (i, name) for i in (0, 1) for name in layer), "norm", "head"]
+    assert sorted(names) == sorted(of), list(of)
     result = 14695981039346656037
-    for words in of.values():
-        for word in words:
+    for name in names:
+        for word in of[name]:
             result = (result ^ word) * 1099511628211 % 2**64
     return "%016x" % result
 
