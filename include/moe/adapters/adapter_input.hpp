@@ -28,6 +28,7 @@ struct AdapterInput {
   const Batch<T, Space>& batch;             ///< its x is not the map's where the map lies inside a layer
   Matrix<const T, Space> x;                 ///< (T, in) what the map reads
   Matrix<const T, Space> weight;            ///< (out, in) frozen
+  Vector<const T, Space> bias;              ///< (out), or empty
   const HeadRouting<Real, Space>& mixture;  ///< choices, weights after drops, and rows
   double alpha = 1;                         ///< of the scaling
   std::uint32_t map = 0;                    ///< number of the map in its layer: keys dropout

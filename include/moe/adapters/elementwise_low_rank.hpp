@@ -80,11 +80,12 @@ struct ElementwiseIn {
   }
 };
 
-/// y(t) = the weighted sum of b_ej * product(j R + r), for tokens that have rows.
+/// y(t) = bias + the weighted sum of b_ej * product(j R + r), for tokens that have rows.
 template <class T, class Space>
 struct ElementwiseOut {
   ElementwiseRows<T, Space> rows;
   Matrix<const T, Space> product;
+  Vector<const T, Space> bias;  // (out), or empty
   Matrix<T, Space> y;
   KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
     using Real = RouterReal<T>;
@@ -92,7 +93,7 @@ struct ElementwiseOut {
     const Index begin = plan.token_offsets(t), end = plan.token_offsets(t + 1), rank = rows.b.extent(2);
     if (begin == end) return;
     team.each(Index(y.extent(1)), [&](Index o) {
-      Real sum = 0;
+      Real sum = bias.data() == nullptr ? Real(0) : Real(bias(o));
       for (Index n = begin; n < end; ++n) {
         const Index r = plan.token_rows(n), e = rows.expert(r);
         const Real w = rows.weight(plan.row_assignment(r));
@@ -219,7 +220,7 @@ void ElementwiseLowRank::forward(Context<Space>& ctx, const AdapterInput<T, Spac
                         detail::ElementwiseIn<T, Space>{rows, in.x, scaled});
   kernels::dense_forward<T, Space, false>(ctx.space, M(scaled), in.weight, saved.product);
   detail::each_wide_row(ctx.space, "moe::ElementwiseLowRank::out", in.tokens(), p.out(),
-                        detail::ElementwiseOut<T, Space>{rows, saved.product, y});
+                        detail::ElementwiseOut<T, Space>{rows, saved.product, in.bias, y});
 }
 
 template <class T, class Space, bool all>

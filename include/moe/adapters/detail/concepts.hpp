@@ -33,6 +33,9 @@ struct CheckAdaptedCounts {
   static_assert(adapters <= 1, "moe: two forms of adapters are given; an adapted layer has one. Keep one of them.");
 };
 
+/// What layers of several adapted maps hand on in place of a value that is not the maps'.
+struct NoValue {};
+
 /// Throws where a frozen weight is missing or has not its shape.
 template <class T, class Space>
 void check_frozen(const char* layer, const Matrix<const T, Space>& weight, Index out, Index in) {
