@@ -98,8 +98,8 @@ class AdaptedFFN {
   Buffers buffers;
   Base base;
 
-  /// `values`: a FrozenFFN, a Router, adapters, CapacityPolicy or losses with values of their own, and a Seed, in any
-  /// order. The frozen network may also be given later, as `base`.
+  /// `values`: a FrozenFFN, an activation, a Router, adapters, CapacityPolicy or losses with values of their own, and a
+  /// Seed, in any order. The frozen network may also be given later, as `base`.
   template <class... Values>
   explicit AdaptedFFN(const Config& config, const Values&... values) : config_(config) {
     (take(values), ...);
@@ -167,6 +167,8 @@ class AdaptedFFN {
       seed_ = value;
     } else if constexpr (std::is_same_v<V, Base>) {
       base = value;
+    } else if constexpr (std::is_same_v<V, Activation>) {
+      activation_ = value;
     } else if constexpr (std::is_same_v<V, Router>) {
       router_ = value;
     } else if constexpr (std::is_same_v<V, Adapters>) {
@@ -212,6 +214,7 @@ class AdaptedFFN {
   }
 
   Config config_;
+  Activation activation_;
   Seed seed_;
   Router router_;
   Capacity capacity_;
@@ -256,9 +259,9 @@ auto AdaptedFFN<ActivationPolicy, Policies...>::forward(Context<Space>& ctx, con
     kernels::dense_forward<Scalar, Space, false>(ctx.space, batch.x, frozen_up(), up);
     detail::low_rank_rows<Scalar, Space>(ctx, plan, M(input_rows(ctx, inputs, tape, 1)), parameters.up, {},
                                          factor(parameters.up), tape.up_down, up_rows, false);
-    detail::each_wide_row(
-        ctx.space, "moe::AdaptedFFN::activate", rows, inner,
-        detail::ActivateAdapted<Activation, Scalar, Space>{plan, gate, up, gate_rows, up_rows, tape.up, hidden, {}});
+    detail::each_wide_row(ctx.space, "moe::AdaptedFFN::activate", rows, inner,
+                          detail::ActivateAdapted<Activation, Scalar, Space>{plan, gate, up, gate_rows, up_rows,
+                                                                             tape.up, hidden, activation_});
   }
   auto sum = scratch.template matrix<Scalar>(tokens, inner),
        out = scratch.template matrix<Scalar>(rows, config_.hidden);
@@ -296,7 +299,7 @@ auto AdaptedFFN<ActivationPolicy, Policies...>::backward(Context<Space>& ctx, co
     auto hidden = own.template matrix<Scalar>(rows, inner), dhidden = own.template matrix<Scalar>(rows, inner),
          dout = own.template matrix<Scalar>(rows, config_.hidden), dsum = own.template matrix<Scalar>(tokens, inner);
     detail::each_wide_row(ctx.space, "moe::AdaptedFFN::hidden", rows, inner,
-                          detail::ActivateRow<Activation, Scalar, Space>{plan, tape.up, hidden, {}});
+                          detail::ActivateRow<Activation, Scalar, Space>{plan, tape.up, hidden, activation_});
     drop_rows(ctx, tape, 2, hidden);
     gather(ctx, dy, plan, dout);
     detail::low_rank_rows_backward<Scalar, Space>(ctx, plan, M(hidden), parameters.down, tape.weight,
@@ -305,8 +308,8 @@ auto AdaptedFFN<ActivationPolicy, Policies...>::backward(Context<Space>& ctx, co
     drop_rows(ctx, tape, 2, dhidden);
     kernels::dense_backward_rows<Scalar, Space, false>(ctx.space, dy, frozen_down(), dsum, false);
     detail::each_row(ctx.space, "moe::AdaptedFFN::pull", rows,
-                     detail::PullAdapted<Activation, Scalar, Real, Space>{
-                         plan, tape.weight, tape.up, dhidden, dsum, dgate, dup, dweight, {}});
+                     detail::PullAdapted<Activation, Scalar, Real, Space>{plan, tape.weight, tape.up, dhidden, dsum,
+                                                                          dgate, dup, dweight, activation_});
   }
   const auto pull = [&](const Matrix<Scalar, Space>& drows, const LowRank<Scalar, Space>& p, std::uint32_t map,
                         const Matrix<Scalar, Space>& down, const M& weight, bool add,

@@ -39,9 +39,9 @@ struct FrozenLinear {
 ///     auto dx = linear.backward(ctx, dy, tape, gradients);      // (T, in); adds into gradients, losses included
 ///
 /// Policies, in any order: a Router<...> (default Unrouted: all adapters, weight 1), a form of adapters (default
-/// LowRankAdapters<>), a CapacityPolicy<...>, losses, On<Space>, Precision<T>. The router reads x, or
-/// Batch::router_input, whose gradient is then tape.drouter_input; forms may have it read W x. Where a token gets no
-/// adapter, y is W x; padding gets 0.
+/// LowRankAdapters<>), a CapacityPolicy<...>, losses, losses on adapters (ContrastiveExpertLoss), On<Space>,
+/// Precision<T>. The router reads x, or Batch::router_input, whose gradient is then tape.drouter_input; forms may have
+/// it read W x. Where a token gets no adapter, y is W x; padding gets 0.
 template <class... Policies>
 class AdaptedLinear {
   static_assert((sizeof(detail::CheckAdaptedPolicy<Policies>) + ... +
@@ -57,6 +57,7 @@ class AdaptedLinear {
   using Scalar = typename detail::Pick<kind::precision, Precision<float>, Policies...>::type::storage;
   using Real = RouterReal<Scalar>;
   using Losses = typename detail::Filter<kind::loss, detail::List<>, Policies...>::type;
+  using AdapterLosses = typename detail::Filter<kind::adapter_loss, detail::List<>, Policies...>::type;
   using Base = FrozenLinear<Scalar, Space>;
   /// Do dense products serve, since all tokens take all adapters?
   static constexpr bool takes_all = detail::takes_all<Router, Capacity>;
@@ -128,24 +129,31 @@ class AdaptedLinear {
   /// y (T, out) for x (T, in). y is the tape's: valid until its next forward. Throws ShapeError where the batch or the
   /// frozen map does not fit; DataError as MoELayer does.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
-    check(batch);
+    return forward(ctx, batch, tape, base);
+  }
+  /// The same with a frozen map that is not this layer's own: for layers that hold several.
+  Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape,
+                                const Base& base) const {
+    check(batch, base);
     tape.space = ctx.space;
     tape.batch = batch;
     detail::shape(tape.y, "moe::adapted_y", batch.tokens(), config_.out);
-    if constexpr (!detail::replaces_map<Adapters>()) {
-      detail::frozen_forward<Scalar, Space>(ctx, base, batch.x, tape.y);
-      detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
-    }
+    detail::frozen_forward<Scalar, Space>(ctx, base, batch.x, tape.y);
+    detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
     if constexpr (detail::reads_output<Adapters>()) {
       detail::shape(tape.base, "moe::adapted_base", batch.tokens(), config_.out);
       if (batch.tokens() != 0) Kokkos::deep_copy(ctx.space, tape.base, tape.y);
     }
     router_of().forward(ctx, routed(batch, tape), parameters.router, buffers.router, tape);
-    adapters_.forward(ctx, input(tape), parameters.adapters, tape.y, tape.adapters);
+    adapters_.forward(ctx, input(tape, base), parameters.adapters, tape.y, tape.adapters);
     detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
-    detail::shape(tape.losses, "moe::losses", detail::length<Losses>);
+    detail::shape(tape.losses, "moe::losses", detail::length<Losses> + detail::length<AdapterLosses>);
     detail::fill(ctx.space, tape.losses, 0.0);
     router_of().add_losses(ctx, batch, tape, tape.losses.data());
+    detail::each_loss(AdapterLosses{}, policies_, [&](const auto& loss, Index number) {
+      loss.value(ctx, input(tape, base), parameters.adapters,
+                 Vector<double, Space>(tape.losses.data() + detail::length<Losses> + number, 1));
+    });
     if constexpr (!detail::device_path<Space>) ctx.check();
     tape.owner = id_;
     return tape.y;
@@ -163,6 +171,10 @@ class AdaptedLinear {
   /// dx (T, in) for dy (T, out); adds into gradients, with the losses' gradients times loss_scale. dx is the tape's.
   Matrix<Scalar, Space> backward(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
                                  Gradients& gradients, double loss_scale = 1) const {
+    return backward(ctx, dy, tape, gradients, loss_scale, base);
+  }
+  Matrix<Scalar, Space> backward(Context<Space>& ctx, const Matrix<const Scalar, Space>& dy, Tape& tape,
+                                 Gradients& gradients, double loss_scale, const Base& base) const {
     using M = Matrix<const Scalar, Space>;
     const auto& batch = tape.batch;
     const Index tokens = batch.tokens(), bound = tape.routing.assignments.bound;
@@ -174,8 +186,11 @@ class AdaptedLinear {
     detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, dbase);
     detail::shape(tape.dx, "moe::dx", tokens, config_.in);
     detail::fill(ctx.space, tape.dx, Scalar(0));
-    adapters_.backward(ctx, input(tape), dbase, parameters.adapters, tape.adapters, tape.dx, dweight,
+    adapters_.backward(ctx, input(tape, base), dbase, parameters.adapters, tape.adapters, tape.dx, dweight,
                        gradients.adapters);
+    detail::each_loss(AdapterLosses{}, policies_, [&](const auto& loss, Index) {
+      loss.backward(ctx, input(tape, base), parameters.adapters, loss_scale, tape.dx, gradients.adapters);
+    });
     auto drouter = tape.dx;
     if (batch.router_input.is_allocated()) {
       detail::shape(tape.drouter_input, "moe::drouter_input", tokens, batch.router_input.extent(1));
@@ -186,8 +201,7 @@ class AdaptedLinear {
     }
     router_of().backward(ctx, routed(batch, tape), parameters.router, tape, dweight, loss_scale, drouter,
                          gradients.router);
-    if constexpr (!detail::replaces_map<Adapters>())
-      kernels::dense_backward_rows<Scalar, Space, false>(ctx.space, M(dbase), base.weight, tape.dx, true);
+    kernels::dense_backward_rows<Scalar, Space, false>(ctx.space, M(dbase), base.weight, tape.dx, true);
     return tape.dx;
   }
 
@@ -216,7 +230,7 @@ class AdaptedLinear {
       adapters_ = value;
     } else if constexpr (std::is_same_v<V, Capacity>) {
       capacity_ = value;
-    } else {
+    } else if constexpr (!std::is_same_v<V, detail::NoValue>) {
       static_assert(detail::one_of<V, Policies...>,
                     "moe::AdaptedLinear: a value was given of a policy that this layer's type does not name. Add the "
                     "policy to AdaptedLinear<...>, or drop the value.");
@@ -237,11 +251,11 @@ class AdaptedLinear {
     if (detail::reads_output<Adapters>() && !batch.router_input.is_allocated()) batch.router_input = tape.base;
     return batch;
   }
-  AdapterInput<Scalar, Space, takes_all> input(const Tape& tape) const {
-    return {tape.batch, tape.batch.x, base.weight, tape, config_.alpha};
+  AdapterInput<Scalar, Space, takes_all> input(const Tape& tape, const Base& base) const {
+    return {tape.batch, tape.batch.x, base.weight, base.bias, tape, config_.alpha};
   }
 
-  void check(const Batch<Scalar, Space>& batch) const {
+  void check(const Batch<Scalar, Space>& batch, const Base& base) const {
     detail::check_tokens("moe::AdaptedLinear", batch, config_.in);
     detail::check_frozen<Scalar, Space>("moe::AdaptedLinear", base.weight, config_.out, config_.in);
     detail::require<ShapeError>(!base.bias.is_allocated() || Index(base.bias.extent(0)) == config_.out,

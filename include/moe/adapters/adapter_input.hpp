@@ -13,7 +13,6 @@
 ///         // dy (T, out) becomes the gradient of W x; adds to dx (T, in) and gradients; overwrites dweight (A)
 ///
 /// `static constexpr bool reads_output = true`: its router reads W x, where the batch gives no input of its own.
-/// `replaces_map = true`: it computes all of y, and all of dx, by the frozen weight itself.
 
 #include "moe/adapters/low_rank.hpp"
 #include "moe/attention/detail/head_routing.hpp"
@@ -29,6 +28,7 @@ struct AdapterInput {
   const Batch<T, Space>& batch;             ///< its x is not the map's where the map lies inside a layer
   Matrix<const T, Space> x;                 ///< (T, in) what the map reads
   Matrix<const T, Space> weight;            ///< (out, in) frozen
+  Vector<const T, Space> bias;              ///< (out), or empty
   const HeadRouting<Real, Space>& mixture;  ///< choices, weights after drops, and rows
   double alpha = 1;                         ///< of the scaling
   std::uint32_t map = 0;                    ///< number of the map in its layer: keys dropout
@@ -47,15 +47,6 @@ constexpr bool reads_output() {
     return false;
   }
 }
-template <class Form>
-constexpr bool replaces_map() {
-  if constexpr (requires { Form::replaces_map; }) {
-    return Form::replaces_map;
-  } else {
-    return false;
-  }
-}
-
 /// Do all tokens take all adapters, so that dense products serve?
 template <class Router, class Capacity>
 inline constexpr bool takes_all = says_takes_all<typename Router::Selection>() && !Capacity::drops && !Capacity::pads;

@@ -27,6 +27,7 @@ struct branch {};        ///< beside the experts (shared experts); any number
 struct output {};        ///< on the layer's output (scale, norm, bias); any number
 struct loss {};          ///< auxiliary losses; any number
 struct adapters {};      ///< small trained changes of a frozen linear map
+struct adapter_loss {};  ///< losses on what adapters give; any number
 struct predictor {};     ///< foretells which tokens a choice over a sequence will take
 struct space {};         ///< On<Space>
 struct precision {};     ///< Precision<Storage, Accumulate>

@@ -10,8 +10,8 @@ MOE_NAMESPACE_BEGIN
 namespace detail {
 
 template <class P>
-inline constexpr bool is_adapted_policy =
-    is_kind<P, kind::router, kind::adapters, kind::capacity, kind::loss, kind::space, kind::precision>;
+inline constexpr bool is_adapted_policy = is_kind<P, kind::router, kind::adapters, kind::capacity, kind::loss,
+                                                  kind::adapter_loss, kind::space, kind::precision>;
 template <class P>
 inline constexpr bool fits_adapters = !is_kind<P, kind::adapters> || HasParameterStructs<P>;
 
@@ -32,6 +32,9 @@ struct CheckAdaptedCounts {
   static_assert(routers <= 1, "moe: two routers are given; an adapted layer has one. Keep one of them.");
   static_assert(adapters <= 1, "moe: two forms of adapters are given; an adapted layer has one. Keep one of them.");
 };
+
+/// What layers of several adapted maps hand on in place of a value that is not the maps'.
+struct NoValue {};
 
 /// Throws where a frozen weight is missing or has not its shape.
 template <class T, class Space>

@@ -130,7 +130,8 @@ void low_rank_rows(Context<Space>& ctx, const DispatchPlan<Space>& plan, const M
   adapter_rows<T, Space>(ctx.space, plan, M(v), p.b, out, accumulate);
 }
 
-/// Its backward: drows (R, in) is overwritten, or added to; dweight (A), where given, and gradients are added to.
+/// Its backward: drows (R, in) is overwritten, or added to; dweight (A) and gradients, where
+/// given, are added to.
 template <class T, class Space>
 void low_rank_rows_backward(Context<Space>& ctx, const DispatchPlan<Space>& plan, const Matrix<const T, Space>& rows,
                             const LowRank<T, Space>& p, const Vector<const RouterReal<T>, Space>& weight, double factor,
@@ -144,8 +145,10 @@ void low_rank_rows_backward(Context<Space>& ctx, const DispatchPlan<Space>& plan
   adapter_rows_backward<T, Space>(ctx.space, plan, dout, p.b, dv);
   each_row(ctx.space, "moe::low_rank::pull", plan.rows,
            PullRanks<T, Real, Space>{plan, weight, u, v, dv, dweight, Real(factor)});
-  adapter_weight_backward<T, Space>(ctx, plan, dout, M(v), gradients.b);
-  adapter_weight_backward<T, Space>(ctx, plan, M(dv), rows, gradients.a);
+  if (gradients.b.is_allocated()) {
+    adapter_weight_backward<T, Space>(ctx, plan, dout, M(v), gradients.b);
+    adapter_weight_backward<T, Space>(ctx, plan, M(dv), rows, gradients.a);
+  }
   adapter_rows_backward<T, Space>(ctx.space, plan, M(dv), p.a, drows, accumulate);
 }
 
@@ -235,7 +238,7 @@ void low_rank_mixture(Context<Space>& ctx, const Matrix<const T, Space>& x, cons
   kernels::dense_backward_rows<T, Space, false>(ctx.space, M(v), M(side), y, true);
 }
 
-/// Its backward. Adds to dx and gradients; overwrites dweight (T E).
+/// Its backward. Adds to dx and gradients, where there are some; overwrites dweight (T E).
 template <class T, class Space>
 void low_rank_mixture_backward(Context<Space>& ctx, const Matrix<const T, Space>& x, const LowRank<T, Space>& p,
                                const MixingWeights<RouterReal<T>, Space>& weight, double factor,
@@ -252,11 +255,13 @@ void low_rank_mixture_backward(Context<Space>& ctx, const Matrix<const T, Space>
   kernels::dense_forward<T, Space, false>(ctx.space, dy, M(side), dv);
   each_row(ctx.space, "moe::low_rank::pull_mixture", tokens,
            PullMixture<T, Real, Space>{weight, u, dv, v, du, dweight, p.rank(), Real(factor)});
-  fill(ctx.space, side, T(0));
-  kernels::dense_backward_weight<T, Space, false>(ctx.space, M(v), dy, side);
-  each_wide_row(ctx.space, "moe::low_rank::add_ups", ranks, p.out(), AddUps<T, Space>{side, gradients.b});
-  kernels::dense_backward_weight<T, Space, false>(ctx.space, M(du), x,
-                                                  Matrix<T, Space>(gradients.a.data(), width, p.in()));
+  if (gradients.b.is_allocated()) {
+    fill(ctx.space, side, T(0));
+    kernels::dense_backward_weight<T, Space, false>(ctx.space, M(v), dy, side);
+    each_wide_row(ctx.space, "moe::low_rank::add_ups", ranks, p.out(), AddUps<T, Space>{side, gradients.b});
+    kernels::dense_backward_weight<T, Space, false>(ctx.space, M(du), x,
+                                                    Matrix<T, Space>(gradients.a.data(), width, p.in()));
+  }
   kernels::dense_backward_rows<T, Space, false>(ctx.space, M(du), M(p.a.data(), width, p.in()), dx, true);
 }
 
