@@ -8,7 +8,7 @@ namespace adapt {
 
 /// Four experts. Sequences of the old domains are of task 1; without --replay there are none, and the loss balances.
 Json run_loramoe(const Task& task) {
-  using Linear = moe::AdaptedLinear<moe::Router<moe::Softmax, moe::AllExperts>, moe::LocalisedBalanceLoss>;
+  using Linear = moe::LoRAMoELayer<moe::LocalisedBalanceLoss>;
   const Index rank = rank_of(task, 4);
   return adapt_by<Linear>(task, [&](Index) { return Size{4, rank}; });
 }

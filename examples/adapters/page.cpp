@@ -64,6 +64,7 @@ svg::Picture trade_off(const std::vector<report::Model>& all) {
   svg::LineChart chart;
   chart.title = "Gain over forgetting (bits per byte)";
   chart.x_title = "forgetting: what the old domains lose, in the mean";
+  chart.x_to_ticks = true;
   for (const report::Model& model : all) {
     std::vector<std::vector<svg::Point>> lines;
     for (const Json* run : model.runs) {

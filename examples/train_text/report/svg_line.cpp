@@ -34,9 +34,13 @@ struct Range {
   }
 };
 
-Axis make_x(Range range, double start, double end, int count) {
+Axis make_x(Range range, double start, double end, int count, bool to_ticks) {
   if (!(range.high > range.low)) range.high = range.low + 1;
   Axis axis{range.low, range.high, start, end, false, round_ticks(range.low, range.high, count)};
+  if (to_ticks) {
+    axis.from = axis.ticks.front();
+    axis.to = axis.ticks.back();
+  }
   std::erase_if(axis.ticks, [&](double tick) { return tick < axis.from - 1e-9 || tick > axis.to + 1e-9; });
   return axis;
 }
@@ -125,7 +129,7 @@ Picture line_chart(const LineChart& chart) {
   }
   if (!(xs.low <= xs.high)) return {};
   if (chart.y_from_zero && !chart.log_y) ys.add(0);
-  const Axis x = make_x(xs, left, right, wide ? 7 : 4), y = make_y(ys, bottom, top, 4, chart.log_y);
+  const Axis x = make_x(xs, left, right, wide ? 7 : 4, chart.x_to_ticks), y = make_y(ys, bottom, top, 4, chart.log_y);
 
   std::string& body = picture.body;
   body += fmt::format(R"(<text class="t" x="0" y="15">{}</text>)", escape(chart.title));
