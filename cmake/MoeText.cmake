@@ -38,6 +38,32 @@ function(moe_default_text folder)
   file(TOUCH ${folder}/complete)
 endfunction()
 
+# moe_new_text(folder): writes one file of a domain that the default text lacks, unless it is there: Italian sayings, or
+# CMake's own modules where Debian's fortunes are not to be had.
+function(moe_new_text folder)
+  if(EXISTS ${folder}/complete)
+    return()
+  endif()
+  file(REMOVE_RECURSE ${folder})
+  file(MAKE_DIRECTORY ${folder})
+  find_path(MOE_FORTUNES_IT fortunes/it/italia PATHS ${MOE_DEPS_DIR}/debian/usr/share/games
+                                                             /usr/share/games NO_DEFAULT_PATH)
+  if(NOT MOE_FORTUNES_IT AND MOE_FETCH)
+    moe_debian_packages(fortunes-it)
+    find_path(MOE_FORTUNES_IT fortunes/it/italia PATHS ${MOE_DEPS_DIR}/debian/usr/share/games
+                                                               NO_DEFAULT_PATH)
+  endif()
+  mark_as_advanced(MOE_FORTUNES_IT)
+  if(MOE_FORTUNES_IT)
+    file(GLOB italian ${MOE_FORTUNES_IT}/fortunes/it/*)
+    _moe_domain(${folder}/italian.txt "${italian}")
+  else()
+    file(GLOB modules ${CMAKE_ROOT}/Modules/*.cmake)
+    _moe_domain(${folder}/cmake.txt "${modules}")
+  endif()
+  file(TOUCH ${folder}/complete)
+endfunction()
+
 function(_moe_domain target files)
   list(FILTER files EXCLUDE REGEX "[.](dat|u8)$")
   list(SORT files)

@@ -6,6 +6,8 @@
 #include <iostream>
 
 #include "../train_text/configuration.hpp"
+#include "../train_text/files.hpp"
+#include "../train_text/machine.hpp"
 #include "../train_text/progress.hpp"
 #include "../train_text/runs.hpp"
 #include "measures.hpp"
@@ -135,9 +137,9 @@ int main(int argc, char** argv) {
   Kokkos::ScopeGuard kokkos(argc, argv);
   try {
     const std::vector<zoo::Method> chosen = choose(names);
-    if (options.text.empty()) options.text = default_text("balance_zoo");
+    if (options.text.empty()) options.text = default_text("balance_zoo", MOE_DEFAULT_TEXT, "--text FILE...");
     const Corpus corpus(options.text, options.sequence);
-    prepare("balance_zoo", options.out);
+    prepare_folder("balance_zoo", options.out);
     const std::vector<PlannedRun> plan = plan_of(options, chosen, seeds, corpus);
     check_folder(plan, corpus);
     text::catch_interrupts();

@@ -69,6 +69,16 @@ struct Work {
   double active = 0, attention = 0;
 };
 
+/// What holds the routing of a feed-forward layer: its tape, or that of the gate where each projection has its own.
+template <class Tape>
+const auto& routed(const Tape& tape) {
+  if constexpr (requires { tape.routing; }) {
+    return tape;
+  } else {
+    return tape.gate;
+  }
+}
+
 template <class Attention>
 inline constexpr bool routes_heads = !std::is_same_v<typename Attention::Config, moe::AttentionConfig>;
 
@@ -87,7 +97,7 @@ struct Reader<moe::TransformerBlock<Attention, FeedForward>> {
   template <class Block, class Tape, class F>
   static void each(Block& block, const Tape& tape, const F& f) {
     if constexpr (!routes_heads<Attention>) {
-      f(block.feed_forward(), decision<T, Space>(tape.feed_forward, tape.feed_forward), tape.feed_forward);
+      f(block.feed_forward(), decision<T, Space>(routed(tape.feed_forward), tape.feed_forward), tape.feed_forward);
     } else if constexpr (requires { tape.attention.routing; }) {
       f(block.attention(), decision<T, Space>(tape.attention, tape.attention), tape.attention);
     } else {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "files.hpp"
+#include "machine.hpp"
 #include "models.hpp"
 #include "progress.hpp"
 #include "report/report.hpp"
@@ -12,7 +14,7 @@ using Json = nlohmann::json;
 
 void write_single_report(const Options& options, const Json& run, const std::string& command) {
   write_json(options.stem() + ".json", run);
-  Json comparison = frame(command);
+  Json comparison = report_frame(command);
   comparison["runs"].push_back(run);
   write_report(options.out, comparison);
 }

@@ -6,9 +6,10 @@
 
 #include "compare.hpp"
 #include "elementwise.hpp"
+#include "files.hpp"
+#include "machine.hpp"
 #include "models.hpp"
 #include "progress.hpp"
-#include "runs.hpp"
 #include "stages.hpp"
 
 namespace {
@@ -106,9 +107,9 @@ int main(int argc, char** argv) {
   const std::string command = command_line("train_text", argc, argv);
   Kokkos::ScopeGuard kokkos(argc, argv);
   try {
-    if (options.text.empty()) options.text = default_text("train_text");
+    if (options.text.empty()) options.text = default_text("train_text", MOE_DEFAULT_TEXT, "--text FILE...");
     const Corpus corpus(options.text, options.sequence);
-    prepare("train_text", options.out);
+    prepare_folder("train_text", options.out);
     const bool go_on = resume->count() > 0;
     if (go_on && options.resume.empty() && !comparing) options.resume = options.stem() + ".safetensors";
     std::FILE* out = options.json ? stderr : stdout;

@@ -30,16 +30,15 @@ class Progress {
  public:
   Progress(moe::Index steps, moe::Index done) : steps_(steps), first_(done), terminal_(isatty(STDERR_FILENO) != 0) {}
 
-  void show(moe::Index step, double bits, double tokens_a_step, double violation, const std::string& remark = "") {
+  void show(moe::Index step, double bits, double tokens_a_step, const std::string& remark = "") {
     const moe::Index every = std::max<moe::Index>(1, steps_ / 20);
     if (!terminal_ && step % every != 0 && step != steps_) return;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     const double rate = double(step - first_) / seconds;
     const int left = int(double(steps_ - step) / rate), filled = int(24 * step / steps_);
-    fmt::print(stderr,
-               "{}[{}{}] {:>5}/{}  {:.3f} bits per byte  {:>6.0f} tokens/s  violation {:.2f}{}  {}:{:02} left{}",
+    fmt::print(stderr, "{}[{}{}] {:>5}/{}  {:.3f} bits per byte  {:>6.0f} tokens/s{}  {}:{:02} left{}",
                terminal_ ? "\r" : "", std::string(filled, '#'), std::string(24 - filled, '.'), step, steps_, bits,
-               rate * tokens_a_step, violation, remark, left / 60, left % 60, terminal_ ? "  " : "\n");
+               rate * tokens_a_step, remark, left / 60, left % 60, terminal_ ? "  " : "\n");
   }
   void finish() const {
     if (terminal_) fmt::print(stderr, "\n");

@@ -1,6 +1,6 @@
 #pragma once
 /// @file
-/// What programs that train several models share: their texts, their folder, and runs in turn that can be stopped.
+/// Runs in turn, which can be stopped and go on.
 
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -9,21 +9,6 @@
 
 #include "options.hpp"
 #include "text.hpp"
-
-/// The texts that the build prepared, one a domain. `program` begins what it throws.
-std::vector<std::string> default_text(const std::string& program);
-
-/// Makes an output folder, or refuses it before any work is done for it.
-void prepare(const std::string& program, const std::string& folder);
-
-/// What a report says it was made by: the arguments, but not --out.
-std::string command_line(const std::string& program, int argc, char** argv);
-
-/// A comparison without runs: the command, today, this machine.
-nlohmann::json frame(const std::string& command);
-
-/// Replaces a file whole.
-void write_json(const std::string& path, const nlohmann::json& json);
 
 struct PlannedRun {
   Options options;

@@ -75,7 +75,8 @@ class Trainer {
       ++state_.step;
       state_.data_position = batch + 1;
       record(bits, norm, schedule(state_.step - 1));
-      progress.show(state_.step, detector_.mean, double(options_.batch * options_.sequence), violation_, scaling());
+      progress.show(state_.step, detector_.mean, double(options_.batch * options_.sequence),
+                    fmt::format("  violation {:.2f}{}", violation_, scaling()));
       if (state_.step % options_.checkpoint_every == 0) save();
     }
     progress.finish();
@@ -262,7 +263,7 @@ class Trainer {
   }
 
   void restore(const std::string& path) {
-    const Json run = read_run(path);
+    const Json run = run_of_checkpoint(path);
     const Json mine = configuration(options_, corpus_);
     for (const auto& [key, value] : run.at("configuration").items()) {
       moe::detail::require<moe::ConfigError>(mine.value(key, Json()) == value, "train_text: '", path,
@@ -274,14 +275,6 @@ class Trainer {
     detector_.load(run.at("detector"));
     if (scales) loss_scale_.load(run.at("loss_scale"));
     history_ = run.at("history");
-  }
-
-  static Json read_run(const std::string& path) {
-    const moe::SafetensorsReader file(path);
-    const auto found = file.metadata().find("train_text");
-    moe::detail::require<moe::IoError>(found != file.metadata().end(), "train_text: '", path,
-                                       "' is no checkpoint of train_text.");
-    return Json::parse(found->second);
   }
 
   Json report(double seconds, double rate) {

@@ -113,10 +113,11 @@ class Transformer {
   }
 
   /// tokens, targets (batch * length): fills tape.losses with each byte's loss in nats, and tape.logits with the
-  /// gradient of their mean times `scale` (or, without targets, with the logits).
+  /// gradient of their mean times `scale` (or, without targets, with the logits). tasks (batch): a number for each
+  /// sequence, for routers and losses that read one.
   void forward(moe::Context<Space>& ctx, const Vector<const std::int32_t, Space>& tokens,
                const Vector<const std::int32_t, Space>& targets, Index batch, Index length, Tape& tape,
-               double scale = 1) const {
+               double scale = 1, const Vector<const std::int32_t, Space>& tasks = {}) const {
     const Index hidden = parameters.embedding.extent(1), count = batch * length;
     tape.tokens = count;
     tape.bytes = tokens;
@@ -131,6 +132,7 @@ class Transformer {
     moe::Batch<T, Space> rows;
     rows.x = tape.embedded;
     rows.sequence_offsets = tape.sequences;
+    rows.task_ids = tasks;
     for (std::size_t i = 0; i < blocks_.size(); ++i) rows.x = tape.last = blocks_[i].forward(ctx, rows, tape.blocks[i]);
     moe::detail::each_row(
         ctx.space, "norm", count,
@@ -140,7 +142,8 @@ class Transformer {
       run(ctx, "loss", count, CrossEntropy<T, Space>{tape.logits, targets, tape.losses, Real(scale / double(count))});
   }
 
-  /// After a forward with targets and the same scale; adds into gradients, the layers' losses included.
+  /// After a forward with targets and the same scale; adds into gradients, the layers' losses included. Arrays whose
+  /// gradient is empty are frozen: none is computed.
   void backward(moe::Context<Space>& ctx, Tape& tape, Gradients& gradients, double scale = 1) const {
     const Index hidden = parameters.embedding.extent(1);
     typename moe::Context<Space>::Scratch scratch(ctx);
@@ -154,6 +157,7 @@ class Transformer {
     Matrix<T, Space> dx = dlast;
     for (std::size_t i = blocks_.size(); i-- > 0;)
       dx = blocks_[i].backward(ctx, moe::Matrix<const T, Space>(dx), tape.blocks[i], gradients.of_blocks[i], scale);
+    if (gradients.embedding.data() == nullptr) return;
     auto sums = scratch.template matrix<Real>(vocabulary, hidden);
     moe::detail::fill(ctx.space, sums, Real(0));
     run(ctx, "embed", hidden, EmbedGradient<T, Space>{tape.bytes, dx, gradients.embedding, sums});

@@ -14,12 +14,14 @@ using HostBytes = Kokkos::View<std::int32_t*, Kokkos::HostSpace>;
 
 template <class Model, class Space>
 void forward(const Model& model, moe::Context<Space>& ctx, const HostBytes& inputs, const HostBytes& targets,
-             Index batch, Index length, typename Model::Tape& tape, double scale = 1) {
+             Index batch, Index length, typename Model::Tape& tape, double scale = 1, const HostBytes& tasks = {}) {
   using Memory = typename Space::memory_space;
   const auto tokens = Kokkos::create_mirror_view_and_copy(Memory{}, inputs);
   Vector<const std::int32_t, Space> wanted;
   if (targets.is_allocated()) wanted = Kokkos::create_mirror_view_and_copy(Memory{}, targets);
-  model.forward(ctx, tokens, wanted, batch, length, tape, scale);
+  Vector<const std::int32_t, Space> types;
+  if (tasks.is_allocated()) types = Kokkos::create_mirror_view_and_copy(Memory{}, tasks);
+  model.forward(ctx, tokens, wanted, batch, length, tape, scale, types);
 }
 
 template <class Tape>
@@ -99,6 +101,9 @@ class Validation {
     ctx.training = training;
     return record;
   }
+
+  /// Bits per byte of the last run, by domain.
+  const std::vector<double>& bits() const { return bits_; }
 
   /// What the last pass left.
   const Tape& tape() const { return tape_; }

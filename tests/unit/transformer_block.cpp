@@ -45,6 +45,29 @@ TEMPLATE_LIST_TEST_CASE("Transformer blocks give with a cache what they give at 
   CHECK(worst < 1e-5);
 }
 
+TEMPLATE_LIST_TEST_CASE("Empty gradients freeze attention and norms, and change no others", "", Spaces) {
+  using Block = BlockOf<TestType, float>;
+  using M = moe::Matrix<float, TestType>;
+  Block block(config<Block>(8), moe::Seed{6});
+  moe::Context<TestType> ctx;
+  moe::Batch<float, TestType> batch;
+  batch.x = random<M>(1, 12, 8);
+  const M dy = random<M>(2, 12, 8);
+  typename Block::Tape tape;
+  auto all = block.gradients(), some = block.gradients();
+  some.of_attention.qkv = some.of_attention.output = {};
+  some.attention_norm = some.feed_forward_norm = {};
+  block.forward(ctx, batch, tape);
+  const auto dx = host(clone(block.backward(ctx, dy, tape, all)));
+  const auto dx_frozen = host(clone(block.backward(ctx, dy, tape, some)));
+  for (std::size_t i = 0; i < dx.size(); ++i) REQUIRE(dx_frozen.data()[i] == dx.data()[i]);
+  auto compare = [](std::string_view, const auto& one, const auto& other) {
+    const auto a = host(one), b = host(other);
+    for (std::size_t i = 0; i < a.size(); ++i) REQUIRE(b.data()[i] == a.data()[i]);
+  };
+  Block::FeedForward::Parameters::visit(compare, all.of_feed_forward, some.of_feed_forward);
+}
+
 TEMPLATE_LIST_TEST_CASE("Stacks with mixtures of depths generate what they give at once", "", Spaces) {
   using Block = BlockOf<TestType, float>;
   using Depths = moe::MixtureOfDepths<Block, moe::ChoiceCrossEntropy, moe::DepthPredictor>;

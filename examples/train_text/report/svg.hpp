@@ -37,6 +37,7 @@ struct LineChart {
   double width = 560, height = 310;
   bool log_y = false;
   bool y_from_zero = false;
+  bool x_to_ticks = false;  // else the axis ends where the points do
 };
 Picture line_chart(const LineChart& chart);
 

@@ -20,9 +20,7 @@ struct Axis {
   std::vector<double> ticks;
 
   double operator()(double value) const {
-    const double share = log ? std::log(value / from) / std::log(to / from)
-
-                             : (value - from) / (to - from);
+    const double share = log ? std::log(value / from) / std::log(to / from) : (value - from) / (to - from);
     return start + (end - start) * std::clamp(share, 0.0, 1.0);
   }
   std::string label(std::size_t tick) const {
@@ -39,9 +37,14 @@ struct Range {
   }
 };
 
-inline Axis make_x(Range range, double start, double end, int count) {
+/// With `to_ticks` it goes to the next ticks, else it ends where the values do.
+inline Axis make_x(Range range, double start, double end, int count, bool to_ticks = false) {
   if (!(range.high > range.low)) range.high = range.low + 1;
   Axis axis{range.low, range.high, start, end, false, round_ticks(range.low, range.high, count)};
+  if (to_ticks) {
+    axis.from = axis.ticks.front();
+    axis.to = axis.ticks.back();
+  }
   std::erase_if(axis.ticks, [&](double tick) { return tick < axis.from - 1e-9 || tick > axis.to + 1e-9; });
   return axis;
 }

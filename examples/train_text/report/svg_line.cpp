@@ -33,6 +33,7 @@ std::string hover_columns(const LineChart& chart, const Axis& x, const Axis& y) 
   std::string out;
   constexpr int columns = 28;
   const double width = (x.to - x.from) / columns;
+  const int decimals = width < 0.1 ? 3 : width < 1 ? 1 : 0;
   for (int column = 0; column < columns; ++column) {
     const double left = x.from + column * width;
     std::string title;
@@ -50,8 +51,9 @@ std::string hover_columns(const LineChart& chart, const Axis& x, const Axis& y) 
     }
     if (title.empty()) continue;
     out += fmt::format(
-        R"(<rect class="z" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{:.0f}"><title>{} {:.0f}{}</title></rect>)",
-        x(left), y.end, x(left + width) - x(left), y.start - y.end, escape(chart.x_title), left + width / 2, title);
+        R"(<rect class="z" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{:.0f}"><title>{} {:.{}f}{}</title></rect>)",
+        x(left), y.end, x(left + width) - x(left), y.start - y.end, escape(chart.x_title), left + width / 2, decimals,
+        title);
   }
   return out;
 }
@@ -73,7 +75,7 @@ Picture line_chart(const LineChart& chart) {
   }
   if (!(xs.low <= xs.high)) return {};
   if (chart.y_from_zero && !chart.log_y) ys.add(0);
-  const Axis x = make_x(xs, left, right, wide ? 7 : 4), y = make_y(ys, bottom, top, 4, chart.log_y);
+  const Axis x = make_x(xs, left, right, wide ? 7 : 4, chart.x_to_ticks), y = make_y(ys, bottom, top, 4, chart.log_y);
 
   std::string& body = picture.body;
   body += fmt::format(R"(<text class="t" x="0" y="15">{}</text>)", escape(chart.title));

@@ -103,10 +103,11 @@ void dense_backward_rows(const Space& space, const Matrix<const T, Space>& dout,
                                               dx.data(), accumulate));
 }
 
-/// dw += dout^T x. dout (T, N), x (T, K), dw (N, K).
+/// dw += dout^T x. dout (T, N), x (T, K), dw (N, K); an empty dw is that of a frozen array: nothing is computed.
 template <class T, class Space, bool exact = true>
 void dense_backward_weight(const Space& space, const Matrix<const T, Space>& dout, const Matrix<const T, Space>& x,
                            const Matrix<T, Space>& dw) {
+  if (dw.data() == nullptr) return;
   const Index n = dw.extent(0), k = dw.extent(1);
   detail::run<exact>(
       space, Product<T>::dense(n, k, dout.extent(0), {dout.data(), 1, n, 0}, {x.data(), 1, k, 0}, dw.data(), true));

@@ -79,12 +79,14 @@ struct RmsNormWeightGradient {
   }
 };
 
+/// An empty gradient is that of a frozen weight: none is computed.
 template <class T, class Space>
 void rms_norm_backward(const Space& space, const Matrix<const T, Space>& x, const Matrix<const T, Space>& dy,
                        const Vector<T, Space>& weight, const Vector<RouterReal<T>, Space>& inverse,
                        const Matrix<T, Space>& dx, bool add, const Vector<T, Space>& gradient) {
   using Weight = RmsNormWeightGradient<T, Space>;
   each_row(space, "moe::rms_norm", Index(x.extent(0)), RmsNormGradientRow<T, Space>{x, dy, weight, inverse, dx, add});
+  if (gradient.data() == nullptr) return;
   each(space, "moe::rms_norm", (Index(x.extent(1)) + Weight::columns - 1) / Weight::columns,
        Weight{x, dy, inverse, gradient}, Index(1));
 }
