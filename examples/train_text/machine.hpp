@@ -14,9 +14,10 @@
 /// The command as it was given, but for --out: where it went is nobody's business.
 inline std::string command_line(std::string command, int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
-    if (std::string_view(argv[i]) == "--out")
+    const std::string_view argument = argv[i];
+    if (argument == "--out")
       ++i;
-    else
+    else if (!argument.starts_with("--out="))
       command += std::string(" ") + argv[i];
   }
   return command;

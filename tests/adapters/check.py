@@ -111,6 +111,7 @@ stopped = subprocess.Popen(
     [adapters, *long, "--out", out("stopped")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
 )
 while not os.path.exists(out("stopped/lora-1.json")):
+    assert stopped.poll() is None, "it ended before it was stopped"
     time.sleep(0.01)
 stopped.send_signal(signal.SIGINT)
 stdout, _ = stopped.communicate()

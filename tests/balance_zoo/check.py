@@ -84,6 +84,7 @@ long = ["--steps", "1500", "--seeds", "1", "--methods", "bias"]
 run(*long, "--out", out("straight"))
 stopped = subprocess.Popen(command(*long, "--out", out("stopped")), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 while not os.path.exists(out("stopped", "bias-1.safetensors")):
+    assert stopped.poll() is None, "it ended before it was stopped"
     time.sleep(0.01)
 time.sleep(0.15)
 stopped.send_signal(signal.SIGINT)

@@ -272,6 +272,26 @@ TEST_CASE("A function of the load is a loss with the gradient of the mean probab
                            some.gradient(moe::ExpertBalanceLoss(1))) < 1e-14);
 }
 
+TEST_CASE("Loads are shares of the choices made where tokens take different numbers of experts") {
+  using Some = moe::Router<moe::GivenLogits, moe::Sigmoid, moe::Threshold>;
+  Matrix z("z", tokens, experts);  // token t takes 1 + t % 2 experts of 4, all as often
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index e = 0; e < experts; ++e) z(t, e) = -1;
+    z(t, t / 2 % experts) = 1;
+    if (t % 2 == 1) z(t, (t / 2 + 2) % experts) = 1;
+  }
+  Routed<Some> some{z};
+  some.router = Some(moe::Threshold{.threshold = 0.5, .cap = 4});
+  some.route();
+  double counts[experts] = {}, all = 0, squares = 0;
+  for (Index t = 0; t < tokens; ++t)
+    for (Index e = 0; e < experts; ++e) counts[e] += z(t, e) > 0 ? 1 : 0;
+  for (const double n : counts) all += n;
+  for (const double n : counts) squares += n / all * n / all;
+  CHECK(all == 18);
+  CHECK(some.value(moe::StraightThroughLoss<moe::LoadSquares>(1)) == Approx(double(experts) / 2 * squares));
+}
+
 TEST_CASE("Losses on entropy, gates and logits have the documented values, and keep their batches apart") {
   Routed<TopTwo> even(balanced_logits()), two(collapsed_logits()), flat(Matrix("z", tokens, experts));
   const double e = double(experts);

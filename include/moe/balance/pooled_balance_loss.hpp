@@ -19,8 +19,8 @@ MOE_NAMESPACE_BEGIN
 ///     for (...) layer.backward(ctx, dy, tape, gradients);     // reads what was counted until here
 ///
 /// Counts are read when backward runs. The tape's value is that of the counts as they are when forward runs;
-/// `evaluate_losses` of a layer computes it anew. Without counts above 0 the loss is 0. Throws ShapeError where counts
-/// are not (E).
+/// `evaluate_losses` of a MoELayer computes it anew. Without counts above 0 the loss is 0. Throws ShapeError where
+/// counts are not (E).
 template <class Space = Kokkos::DefaultExecutionSpace>
 struct PooledBalanceLoss : detail::BalanceLossPolicy<PooledBalanceLoss<Space>> {
   using policy = kind::loss;

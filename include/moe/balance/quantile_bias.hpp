@@ -9,8 +9,10 @@ MOE_NAMESPACE_BEGIN
 
 /// Moves a balancing bias towards threshold - q_e, by `rate` of the way: q_e is the quantile of e's scores over a batch
 /// that k / E of its tokens exceed. With rate 1 and Router<..., Threshold, QuotaBalancer> each expert then takes k / E
-/// of that batch, rounded down, and of others like it. Where QuotaBalancer goes by counts alone, which is what ranks
-/// exchange, this looks at scores: it needs no rate to be found, but the batch should be large, or the rate small.
+/// of that batch, rounded down, and of others like it, where the Threshold's own cap and floor on a token's experts do
+/// not act. Not for routers with experts that every token has (WithShared). Where QuotaBalancer goes by counts alone,
+/// which is what ranks exchange, this looks at scores: it needs no rate to be found, but the batch should be large, or
+/// the rate small.
 ///
 ///     moe::QuantileBias{.k = 2, .threshold = 0.5}.move(ctx, tape.routing, tape.batch.mask,
 ///                                                      layer.buffers.router.balance_bias);
@@ -50,7 +52,10 @@ struct QuantileRow {
     };
     constexpr Real far = Kokkos::Experimental::infinity_v<Real>;
     Real high = team.max<Real>(tokens, [&](Index t) { return live(t) ? scores(t, e) : -far; });
-    Real low = -team.max<Real>(tokens, [&](Index t) { return live(t) ? -scores(t, e) : -far; });
+    if (high == -far) return;  // no token may have it
+    constexpr Real least = -Kokkos::Experimental::finite_max_v<Real> / 4;
+    Real low = -team.max<Real>(
+        tokens, [&](Index t) { return live(t) ? -(scores(t, e) > least ? scores(t, e) : least) : -far; });
     low -= Real(1e-3) * (Real(1) + Kokkos::abs(low));  // below all of them
     // No more than the quota lie above `high`, more above `low` unless all may pass.
     if (above(low) <= quota) high = low;

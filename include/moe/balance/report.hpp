@@ -49,7 +49,7 @@ struct BalanceReport {
   Index idle_steps(Index e) const {
     Index buckets = 0;
     while (buckets < Index(history.size()) && history[history.size() - 1 - buckets][e] == 0) ++buckets;
-    if (buckets == 0) return 0;
+    if (buckets == 0) return steps > 0 && last[e] == 0 ? 1 : 0;
     return steps - (Index(history.size()) - buckets) * bucket_steps;
   }
   /// Experts without any assignment in the newest `of_steps` steps or longer.
@@ -72,7 +72,7 @@ inline std::ostream& operator<<(std::ostream& out, const BalanceReport& report) 
     const auto& loads = report.history[b];
     const double half = detail::sum_of(loads) / double(2 * loads.size());
     out << std::setw(7) << Index(b) * report.bucket_steps << std::setw(11) << maximum_violation(loads) << "  ";
-    for (Index n : loads) out << (n == 0 ? '.' : char('0' + std::clamp(std::lround(double(n) / half), 0L, 9L)));
+    for (Index n : loads) out << (n == 0 ? '.' : char('0' + std::clamp(std::lround(double(n) / half), 1L, 9L)));
     out << '\n';
   }
   out << report.steps << " steps, " << report.tokens << " tokens; maximum violation " << report.last_violation()

@@ -18,6 +18,8 @@ struct BalanceStatisticsOptions {
   Index buckets = 64;   ///< of the history of loads, an even number; when all are full, neighbours become one
   double decay = 0.99;  ///< of the moving average of loads: what of it stays in a step
   Index pairs_of = 1;   ///< experts chosen together are counted for every so-many-th token; 0: not at all
+
+  bool operator==(const BalanceStatisticsOptions&) const = default;
 };
 
 /// Loads of the last step, in all and over time, their moving average, maximum violations, the entropy of the router's
@@ -25,7 +27,8 @@ struct BalanceStatisticsOptions {
 /// no copy to the host and no fence before report().
 ///
 /// Over ranks: either all loads are reduced before they are used, statistics.loads().all_reduce(reduce), so that
-/// violations are those of the global batch, or everything is reduced when it is read, report(reduce).
+/// violations are those of the global batch (pairs and the router's entropy stay this rank's), or everything is reduced
+/// when it is read, report(reduce). Not both: loads would count twice.
 template <class Space = Kokkos::DefaultExecutionSpace>
 class BalanceStatistics {
  public:
@@ -118,12 +121,13 @@ void BalanceStatistics<Space>::end_step() {
 
 template <class Space>
 void BalanceStatistics<Space>::merge(const BalanceStatistics& other) {
+  detail::refuse_capture(space(), "moe::BalanceStatistics::merge, which waits,", "Call it after the graph's launch.");
   const auto own = detail::to_host(clock_), its = detail::to_host(other.clock_);
-  detail::require<ShapeError>(
-      experts_ == other.experts_ && sums_.counts.extent(0) == other.sums_.counts.extent(0) && own == its,
-      "moe::BalanceStatistics::merge: ", experts_, " and ", other.experts_, " experts, ", options_.buckets, " and ",
-      other.options_.buckets, " buckets, ", own[0], " and ", its[0],
-      " steps; all must be equal, and pairs counted in both or in neither.");
+  detail::require<ShapeError>(experts_ == other.experts_ && options_ == other.options_ && own == its,
+                              "moe::BalanceStatistics::merge: ", experts_, " and ", other.experts_, " experts, ",
+                              options_.buckets, " and ", other.options_.buckets, " buckets, ", own[0], " and ", its[0],
+                              " steps, pairs of every ", options_.pairs_of, " and ", other.options_.pairs_of,
+                              " tokens, decay ", options_.decay, " and ", other.options_.decay, "; all must be equal.");
   Kokkos::fence("moe::BalanceStatistics::merge");
   Kokkos::parallel_for("moe::BalanceStatistics::merge", detail::Range<Space>(space(), 0, Index(sums_.counts.extent(0))),
                        detail::AddAll<Space, Index>{sums_.counts, other.sums_.counts});

@@ -13,7 +13,8 @@
 
 MOE_NAMESPACE_BEGIN
 
-/// E / 2 * sum_e F_e^2: 1/2 at balance, E / (2 K) where K experts have all. Its gradient is ExpertBalanceLoss's.
+/// E / 2 * sum_e F_e^2: 1/2 at balance, E / (2 K) where K experts have all. Its gradient is
+/// ExpertBalanceLoss's where scores sum to one.
 struct LoadSquares {
   KOKKOS_FUNCTION double value(Row<const double> load) const {
     double sum = 0;

@@ -24,7 +24,7 @@ struct BalanceRule {
   Count count;
   Scope scope;
   Probability probability;
-  bool by_choices = false;  // count_e / (n K): K the choices a token makes, in ragged lists the mean of those made
+  bool by_choices = false;  // count_e / (n K): K the mean number of choices that tokens make
   CountOf count_of = CountOf::expert;
   Index devices = 1;  // as many groups of neighbouring experts
 };
@@ -82,9 +82,8 @@ struct CountGroup {
         if (assignments.expert(a) != no_expert && is_new(begin, a)) counts(g, assignments.expert(a)) += 1;
       }
     }
-    divisors(g) = tokens(g);
-    if (rule.by_choices) divisors(g) *= double(assignments.uniform_k);
-    if (rule.by_choices && assignments.uniform_k == 0) {
+    divisors(g) = rule.by_choices ? 0 : tokens(g);
+    if (rule.by_choices) {
       for (Index e = 0; e < Index(counts.extent(1)); ++e) divisors(g) += counts(g, e);
     }
     if (rule.count_of != CountOf::expert) share_devices(g);

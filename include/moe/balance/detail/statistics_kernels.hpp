@@ -53,7 +53,10 @@ struct TokenStatistics {
     const Row<Real> z = row_of(logits, t);
     const Real top = team.max<Real>(z.size, [&](Index e) { return z[e]; });
     const Real total = team.sum<Real>(z.size, [&](Index e) { return detail::exp(z[e] - top); });
-    const Real inner = team.sum<Real>(z.size, [&](Index e) { return detail::exp(z[e] - top) * (z[e] - top); });
+    const Real inner = team.sum<Real>(z.size, [&](Index e) {
+      const Real p = detail::exp(z[e] - top);
+      return p > 0 ? p * (z[e] - top) : Real(0);  // of a closed expert: 0, not 0 times infinity
+    });
     team.single([&] { entropies(t) = double(Kokkos::log(total) - inner / total); });
     if (pairs_of == 0 || t % pairs_of != 0) return;
     const Index begin = assignments.begin(t), k = assignments.end(t) - begin;
