@@ -42,6 +42,14 @@ TEMPLATE_LIST_TEST_CASE("Gradients of adapted experts are right", "", Spaces) {
     auto layer = adapted_from(varied<In<TestType>>());
     check_layer(layer);
   }
+  SECTION("of two ranks") {
+    auto layer = adapted_from(varied<In<TestType>>());
+    auto& down = layer.parameters.experts.down;
+    const auto e = down.adapters();
+    down.a = random<std::decay_t<decltype(down.a)>>(8, e, 2 * down.rank() + 1, down.in());
+    down.b = random<std::decay_t<decltype(down.b)>>(9, e, down.out(), Index(down.a.extent(1)));
+    check_layer(layer);
+  }
   SECTION("with biases, without a gate") {
     auto layer = adapted_from(varied<In<TestType, moe::ExpertFFN<moe::ReLU, moe::Bias>, moe::SwitchBalanceLoss>>());
     check_layer(layer);

@@ -280,6 +280,22 @@ TEMPLATE_LIST_TEST_CASE("Adapters come and go while others serve", "", Cases) {
   CHECK(squares < 7);
 }
 
+TEST_CASE("A bank goes on from arrays that were loaded") {
+  using Space = Kokkos::DefaultHostExecutionSpace;
+  Bank<float, Space> bank;
+  bank.layer.evict(bank.ctx, 1);
+  Bank<float, Space>::Layer loaded({.in = 37, .out = 22, .rank = 6, .adapters = 6}, bank.base);
+  const auto copy = [](std::string_view, const auto& from, const auto& to) { Kokkos::deep_copy(to, from); };
+  decltype(loaded.parameters)::visit(copy, bank.layer.parameters, loaded.parameters);
+  decltype(loaded.buffers)::visit(copy, bank.layer.buffers, loaded.buffers);
+  loaded.take_loaded(bank.ctx);
+  CHECK(loaded.resident() == 4);
+  CHECK(loaded.is_resident(0));
+  CHECK(!loaded.is_resident(1));
+  CHECK(loaded.add(bank.ctx, bank.a(2), bank.b(2), 1) == 1);
+  CHECK(loaded.add(bank.ctx, bank.a(2), bank.b(2), 1) == 5);
+}
+
 TEST_CASE("AdapterBank refuses what does not fit") {
   using Space = Kokkos::DefaultHostExecutionSpace;
   Bank<float, Space> bank;

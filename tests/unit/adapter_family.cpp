@@ -194,8 +194,8 @@ TEST_CASE("Mixtures by token are what their equations say") {
 }
 
 TEST_CASE("MultiLoRA's scales start at zero; SiRA drops what its capacity cannot hold") {
-  auto multi = Run<moe::MultiLoRALayer<D>>::of(moe::multi_lora_router());
-  const moe::MultiLoRALayer<D> fresh(config, moe::multi_lora_router(), moe::Seed{3});
+  auto multi = Run<moe::MultiLoRALayer<D>>::of();
+  const moe::MultiLoRALayer<D> fresh(config, moe::Seed{3});
   for (double v : Table(fresh.parameters.router.weightings.values[1]).data) CHECK(v == 0);
   const auto b = Table(fresh.parameters.adapters.b).data;
   CHECK(std::none_of(b.begin(), b.end(), [](double v) { return v == 0; }));

@@ -257,17 +257,18 @@ struct AdaptedExperts {
     typename Context<Space>::Scratch scratch(ctx);
     const auto hidden = scratch.template matrix<T>(r, middle), dhidden = scratch.template matrix<T>(r, middle);
     const auto dup = scratch.template matrix<T>(r, base.up.extent(1)),
-               dlow = scratch.template matrix<T>(r, p.up.rank());
-    project_backward(ctx, plan, dy, base.down, p.down, dlow, dhidden);
+               dlow_up = scratch.template matrix<T>(r, p.up.rank()),
+               dlow_down = scratch.template matrix<T>(r, p.down.rank());
+    project_backward(ctx, plan, dy, base.down, p.down, dlow_down, dhidden);
     // dy becomes dy times weight here, and so must what was made of it.
     detail::each_row(ctx.space, "moe::AdaptedExperts", r,
                      detail::PullRow<std::remove_const_t<decltype(inner.activation)>, T, Real, Space>{
                          plan, saved.up, dhidden, dy, weight, dweight, biased ? base.down_bias : Matrix<T, Space>{},
                          hidden, dup, inner.activation});
-    if (weight.data() != nullptr) scale<T>(ctx, dlow, weight, 1);
-    update_gradient(ctx, plan, dy, dlow, saved.low_down, hidden, gradients.down);
-    project_backward(ctx, plan, dup, base.up, p.up, dlow, drows);
-    update_gradient(ctx, plan, dup, dlow, saved.low_up, rows, gradients.up);
+    if (weight.data() != nullptr) scale<T>(ctx, dlow_down, weight, 1);
+    update_gradient(ctx, plan, dy, dlow_down, saved.low_down, hidden, gradients.down);
+    project_backward(ctx, plan, dup, base.up, p.up, dlow_up, drows);
+    update_gradient(ctx, plan, dup, dlow_up, saved.low_up, rows, gradients.up);
   }
 };
 

@@ -110,7 +110,7 @@ class AdaptedFFN {
     parameters.router = router_.template parameters<Real, Space>(router_shape());
     buffers.router = router_.template buffers<Real, Space>(router_shape());
     capacity_.check(config.experts);
-    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale, "adapted.");
+    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale, "adapted.", true);
     const Space space{};
     if constexpr (gated) adapters_.start(space, parameters.gate);
     adapters_.start(space, parameters.up);
@@ -231,6 +231,13 @@ auto AdaptedFFN<ActivationPolicy, Policies...>::forward(Context<Space>& ctx, con
   detail::check_frozen<Scalar, Space>("moe::AdaptedFFN", base.up, (gated ? 2 : 1) * inner, config_.hidden);
   detail::check_frozen<Scalar, Space>("moe::AdaptedFFN", base.down, config_.hidden, inner);
   detail::check_router_input("moe::AdaptedFFN", batch, router_shape().hidden);
+  if constexpr (gated)
+    detail::check_low_rank("moe::AdaptedFFN", parameters.gate, Adapters::shared,
+                           {config_.experts, config_.hidden, inner, r});
+  detail::check_low_rank("moe::AdaptedFFN", parameters.up, Adapters::shared,
+                         {config_.experts, config_.hidden, inner, r});
+  detail::check_low_rank("moe::AdaptedFFN", parameters.down, Adapters::shared,
+                         {config_.experts, inner, config_.hidden, r});
   tape.space = ctx.space;
   tape.batch = batch;
   router_of().forward(ctx, batch, parameters.router, buffers.router, tape);

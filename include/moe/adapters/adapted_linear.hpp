@@ -110,7 +110,7 @@ class AdaptedLinear {
     parameters.router = router_.template parameters<Real, Space>(router_shape());
     buffers.router = router_.template buffers<Real, Space>(router_shape());
     capacity_.check(config.experts);
-    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale, "adapted.");
+    detail::initialise_layer<Space>(parameters, seed_, config.layer, config.initial_scale, "adapted.", true);
     const Space space{};
     adapters_.start(space, parameters.adapters);
     space.fence("moe::AdaptedLinear");

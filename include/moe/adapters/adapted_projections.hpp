@@ -152,8 +152,9 @@ class ProjectionAdaptedFFN {
         detail::ActivateTokens<Activation, Scalar, Space>{tape.gate.y, tape.up.y, tape.hidden, activation_});
     Batch<Scalar, Space> inner = batch;
     inner.x = tape.hidden;
+    const auto y = down_.forward(ctx, inner, tape.down, frozen_down());
     tape.owner = id_;
-    return down_.forward(ctx, inner, tape.down, frozen_down());
+    return y;
   }
   /// Inference: leaves no tape; y is the context's until this layer's next forward with it.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch) const {

@@ -116,7 +116,7 @@ class AdaptedSelfAttention {
   AdaptedSelfAttention& operator=(AdaptedSelfAttention&&) = default;
 
   const Config& config() const { return config_; }
-  /// The projections, to move a balancing bias; their weights are this layer's.
+  /// The projections, to move a balancing bias, or to assign arrays; their arrays are this layer's.
   Linear& q() { return q_; }
   Linear& k() { return k_; }
   Linear& v() { return v_; }
@@ -135,8 +135,9 @@ class AdaptedSelfAttention {
 
   /// y (T, H) for x (T, H); y is the tape's. Throws as AdaptedLinear and SelfAttention do.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape) const {
+    const auto y = run(ctx, batch, tape, nullptr);
     tape.owner = id_;
-    return run(ctx, batch, tape, nullptr);
+    return y;
   }
   /// Inference: leaves no tape; y is the context's until this layer's next forward with it.
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch) const {
@@ -230,6 +231,7 @@ class AdaptedSelfAttention {
     detail::check_tokens("moe::AdaptedSelfAttention", batch, config_.hidden);
     detail::check_frozen<Scalar, Space>("moe::AdaptedSelfAttention", base.qkv,
                                         columns(config_) + 2 * key_columns(config_), config_.hidden);
+    detail::check_frozen<Scalar, Space>("moe::AdaptedSelfAttention", base.output, config_.hidden, columns(config_));
     tape.batch = batch;
     q_.forward(ctx, batch, tape.q, frozen(0));
     k_.forward(ctx, batch, tape.k, frozen(1));

@@ -144,6 +144,18 @@ class AdapterBank {
     set(ctx, slot, 0, 0);
   }
 
+  /// To be called once arrays were loaded into `parameters` and `buffers`: slots are taken where rank is not 0. Waits.
+  void take_loaded(Context<Space>& ctx) {
+    detail::refuse_capture(ctx.space, "moe::AdapterBank::take_loaded, which waits,", "Call it before.");
+    ctx.space.fence("moe::AdapterBank::take_loaded");
+    const auto rank = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, buffers.rank);
+    free_.clear();
+    for (Index slot = config_.adapters; slot-- > 0;) {
+      resident_[slot] = rank(slot) > 0 ? 1 : 0;
+      if (resident_[slot] == 0) free_.push_back(slot);
+    }
+  }
+
   /// y (T, out) for x (T, in). `ids` are slots or -1, one a row, or one a sequence where the batch has
   /// sequence_offsets; rows that the mask leaves out have none, and y = 0. Throws ShapeError where the batch does not
   /// fit; DataError for ids without a resident adapter (on host spaces; else at ctx.check()).

@@ -23,7 +23,7 @@ inline std::vector<Index> expert_counts(Index layers, const std::vector<Index>& 
   return result;
 }
 
-/// MoLA's four shapes with as many adapters in total, 20 for each run of four layers.
+/// MoLA's shapes, and their mirror images, with as many adapters in total: 20 for each run of four layers.
 namespace mola {
 inline const std::vector<Index> triangle{8, 6, 4, 2};           ///< more below
 inline const std::vector<Index> inverted_triangle{2, 4, 6, 8};  ///< more above: the paper's best

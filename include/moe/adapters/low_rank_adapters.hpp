@@ -110,6 +110,8 @@ struct LowRankAdapters {
   void forward(Context<Space>& ctx, const AdapterInput<T, Space, all>& in, const LowRank<T, Space>& p,
                const Matrix<T, Space>& y, Saved<T, Space>& saved) const {
     using M = Matrix<const T, Space>;
+    detail::check_low_rank("moe::LowRankAdapters", p, shared,
+                           {in.experts(), Index(in.x.extent(1)), Index(y.extent(1)), p.rank()});
     typename Context<Space>::Scratch scratch(ctx);
     const auto x = input(ctx, scratch, in);
     if constexpr (all) {

@@ -69,7 +69,7 @@ struct WithUniversal {
 
 /// Low-rank adapters that are not trained, trained apart before: only the router is (Buehler and Buehler 2024,
 /// "X-LoRA"). They are in no visit, so that no optimiser and no checkpoint sees them: assign their arrays to
-/// `parameters.adapters.frozen`.
+/// `parameters.adapters.frozen`; where a layer has several maps, to that of each: layer.q().parameters.adapters.frozen.
 template <class InnerForm = LowRankAdapters<>>
 struct FrozenAdapters {
   using policy = kind::adapters;

@@ -43,8 +43,10 @@ struct TaskLossSequence {
   Vector<const std::int32_t, Space> task;
   Vector<const std::uint8_t, Space> mask;
   Vector<double, Space> loss, live;  // (S)
+  Kokkos::View<int, typename Space::memory_space> flag;
   KOKKOS_FUNCTION void operator()(Index s) const {
     const Index label = task(s), experts = logits.extent(1);
+    if (label < -1 || label >= experts) Kokkos::atomic_or(&flag(), int(fault_expert_id));
     double sum = 0, count = 0;
     for (Index t = sequences.begin(s); label >= 0 && label < experts && t < sequences.end(s); ++t) {
       if (is_padding<Space>(mask, t)) continue;
@@ -103,7 +105,8 @@ void TaskClassificationLoss::value(Context<Space>& ctx, const Batch<T, Space>& b
   typename Context<Space>::Scratch scratch(ctx);
   auto loss = scratch.template vector<double>(groups.count), live = scratch.template vector<double>(groups.count);
   detail::each(ctx.space, "moe::TaskClassificationLoss", groups.count,
-               detail::TaskLossSequence<Real, Space>{routing.logits, groups, batch.task_ids, batch.mask, loss, live});
+               detail::TaskLossSequence<Real, Space>{routing.logits, groups, batch.task_ids, batch.mask, loss, live,
+                                                     ctx.flag()});
   detail::each(ctx.space, "moe::TaskClassificationLoss::sum", 1,
                detail::TaskLossSum<Space>{loss, live, coefficient, slot});
 }
@@ -117,7 +120,8 @@ void TaskClassificationLoss::backward(Context<Space>& ctx, const Batch<T, Space>
   typename Context<Space>::Scratch scratch(ctx);
   auto loss = scratch.template vector<double>(groups.count), live = scratch.template vector<double>(groups.count);
   detail::each(ctx.space, "moe::TaskClassificationLoss", groups.count,
-               detail::TaskLossSequence<Real, Space>{routing.logits, groups, batch.task_ids, batch.mask, loss, live});
+               detail::TaskLossSequence<Real, Space>{routing.logits, groups, batch.task_ids, batch.mask, loss, live,
+                                                     ctx.flag()});
   detail::each(ctx.space, "moe::TaskClassificationLoss::sum", 1,
                detail::TaskLossSum<Space>{loss, live, scale * coefficient, {}});
   detail::each(

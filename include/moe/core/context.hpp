@@ -136,7 +136,8 @@ class Context {
     }
     throw DataError(
         "moe: a token chose an expert that does not exist. Ids must be 0 to E - 1, or -1 for none: look at the "
-        "selection, or at the routing given to forward. (Those choices counted as none.)");
+        "selection, at Batch::task_ids where tasks name experts, or at the routing given to forward. (Those choices "
+        "counted as none.)");
   }
 
   /// A value of type `State` kept for `owner` between calls: what inference uses instead of a caller's tape. Owner 0 is

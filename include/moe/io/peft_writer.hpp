@@ -46,7 +46,13 @@ class PeftWriter {
                    const std::vector<PeftUpdate<T, Space>>& updates) {
     detail::require<ConfigError>(parameters.size() == updates.size(), "moe::PeftWriter: ", updates.size(),
                                  " updates for ", parameters.size(), " parameters of '", module, "'.");
-    for (std::size_t i = 0; i < parameters.size(); ++i) check(module + "." + parameters[i], updates[i].scaling);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      check(module + "." + parameters[i], updates[i].scaling);
+      check(detail::nested_module(module, i, parameters.size()), updates[i].scaling);  // the name of its tensors
+      for (std::size_t j = 0; j < i; ++j)
+        detail::require<ConfigError>(parameters[i] != parameters[j], "moe::PeftWriter: '", module, ".", parameters[i],
+                                     "' is named twice.");
+    }
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const auto& [update, scaling] = updates[i];
       gather(detail::nested_module(module, i, parameters.size()), update, 0, update.adapters());

@@ -14,6 +14,7 @@
 #include "moe/adapters/layer_counts.hpp"
 #include "moe/adapters/slow_memory.hpp"
 #include "moe/adapters/universal_adapter.hpp"
+#include "moe/balance/localised_balance_loss.hpp"
 #include "moe/balance/losses.hpp"
 #include "moe/balance/task_loss.hpp"
 #include "moe/routing/mlp_logits.hpp"
@@ -43,10 +44,11 @@ using MoLoRA = MoLoRALayer<>;
 template <class... More>
 using MoRALLayer = MoLoRALayer<More...>;
 using MoRAL = MoRALLayer<>;
-/// Dou et al. 2023, "LoRAMoE": the layer is MoLoRA's; add its localised balance constraint as a loss.
+/// Dou et al. 2023, "LoRAMoE": MoLoRA's layer with the localised balance constraint: types of sequences
+/// are Batch::task_ids.
 template <class... More>
 using LoRAMoELayer = MoLoRALayer<More...>;
-using LoRAMoE = LoRAMoELayer<>;
+using LoRAMoE = LoRAMoELayer<LocalisedBalanceLoss>;
 /// Tian et al. 2024, "HydraLoRA": one A, a B for each expert.
 template <class... More>
 using HydraLoRALayer = AdaptedLinear<SoftMixtureRouter, LowRankAdapters<SharedDown>, More...>;
@@ -114,15 +116,15 @@ template <class... More>
 using XLoRALayer = AdaptedLinear<XLoRARouter, FrozenAdapters<>, More...>;
 using XLoRA = XLoRALayer<>;
 
+/// Learned scales that start at zero.
+struct ZeroStartScale : PerExpertScale {
+  ZeroStartScale() : PerExpertScale{0} {}
+};
 /// Wang et al. 2023, "MultiLoRA": parallel adapters with learned scales that start at zero, A and B both random.
-/// Its value: `multi_lora_router()`.
-using MultiLoRARouter = Router<NoLogits, Identity, AllExperts, ConstantWeight, PerExpertScale>;
+using MultiLoRARouter = Router<NoLogits, Identity, AllExperts, ConstantWeight, ZeroStartScale>;
 template <class... More>
 using MultiLoRALayer = AdaptedLinear<MultiLoRARouter, LowRankAdapters<OwnDown, AlphaOverRank, RandomStart>, More...>;
 using MultiLoRA = MultiLoRALayer<>;
-inline MultiLoRARouter multi_lora_router() {
-  return MultiLoRARouter{PerExpertScale{0}};
-}
 
 /// An adapter for each task, user or sample, by Batch::task_ids.
 using TaskRouter = Router<NoLogits, Identity, TaskChoice, ConstantWeight>;

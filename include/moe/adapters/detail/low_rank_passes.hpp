@@ -9,6 +9,16 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
+/// Throws where arrays, which may have been assigned, are not those of a layer.
+template <class T, class Space>
+void check_low_rank(const char* layer, const LowRank<T, Space>& p, bool shared, const LowRankShape& of) {
+  const bool fits = p.adapters() == of.adapters && p.in() == of.in && p.out() == of.out && p.rank() == of.rank &&
+                    Index(p.a.extent(1)) == of.rank && Index(p.a.extent(0)) == (shared ? 1 : of.adapters);
+  require<ShapeError>(fits, layer, ": A (", p.a.extent(0), ", ", p.a.extent(1), ", ", p.in(), ") and B (", p.adapters(),
+                      ", ", p.out(), ", ", p.rank(), ") in a layer of ", of.adapters, " adapters from ", of.in, " to ",
+                      of.out, " of rank ", of.rank, ". Assign arrays of the layer's sizes.");
+}
+
 /// out_e (+)= rows_e weight_e^T. weight (E, N, K), or (1, N, K) for all; rows (R, K), out (R, N).
 template <class T, class Space>
 void adapter_rows(const Space& space, const DispatchPlan<Space>& plan, const Matrix<const T, Space>& rows,

@@ -55,7 +55,8 @@ struct LowRankForward : LowRankPass<T, Space> {
 
   /// B in panels of 16 outputs, as many as stay in the nearest cache.
   void up(const typename Base::Memory& memory, Index n, Index first, Index count) const {
-    const Index rank = this->rank_of(n), out = this->out, panel = Base::whole_panels(rank) * panel_columns;
+    const Index rank = this->rank_of(n), out = this->out;
+    const Index panel = std::max<Index>(1, Base::whole_panels(rank)) * panel_columns;
     const Index together = std::clamp<Index>(8192 / (2 * panel), 1, Base::block / pair_columns) * pair_columns;
     alignas(64) Real sums[MicroKernels::most_rows * pair_columns];
     for (Index o = 0; o < out; o += together) {

@@ -54,13 +54,15 @@ void check_backward(const char* layer, std::uint64_t id, std::uint64_t tape, std
 }
 
 /// Draws fresh weights, by the seed, the layer's number and names behind `prefix`, so that layers of other prefixes
-/// draw other numbers; vectors, biases and the second factors of low-rank updates keep what they hold.
+/// draw other numbers; vectors and biases keep what they hold, and so do the second factors of low-rank updates unless
+/// they are asked for.
 template <class Space, class Parameters>
-void initialise_layer(Parameters& parameters, Seed seed, std::uint32_t layer, double scale, const char* prefix = "") {
+void initialise_layer(Parameters& parameters, Seed seed, std::uint32_t layer, double scale, const char* prefix = "",
+                      bool second_factors = false) {
   const typename Space::execution_space space{};
   const Seed own{seed.value * 0x9E3779B97F4A7C15ull + layer};
   auto draw = [&](std::string_view name, const auto& view) {
-    const bool kept = name.ends_with("bias") || name.ends_with("lora_B");
+    const bool kept = name.ends_with("bias") || (!second_factors && name.ends_with("lora_B"));
     if (!kept && view.rank() > 1) initialise(space, name, view, own, scale);
   };
   Parameters::visit(Prefixed{draw, prefix}, parameters);
