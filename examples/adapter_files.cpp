@@ -65,10 +65,14 @@ int main(int argc, char** argv) try {
     run(argv[1], argv[2], std::stol(argv[3]), {argv + 4, argv + argc});
     return 0;
   }
+  if (argc > 1) {
+    std::fprintf(stderr, "adapter_files OUT MODULE RANK FOLDER..., or nothing: it then makes adapters of its own.\n");
+    return 2;
+  }
   const std::string folder = std::filesystem::temp_directory_path() / "moe_adapter_files";
   std::filesystem::remove_all(folder);
   run(folder + "/mean", "layers.0.q_proj", 6, make_adapters(folder, "layers.0.q_proj"));
-} catch (const moe::Error& error) {
+} catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());
   return 1;
 }

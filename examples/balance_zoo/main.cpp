@@ -19,9 +19,9 @@ namespace {
 using Json = nlohmann::json;
 
 void list() {
-  fmt::print("{:<20}{:>9}  {}\n", "method", "strength", "what it does");
+  fmt::print("{:<26}{:>9}  {}\n", "method", "strength", "what it does");
   for (const zoo::Method& method : zoo::methods())
-    fmt::print("{:<20}{:>9}  {}\n", method.name, method.strength > 0 ? fmt::format("{:g}", method.strength) : "-",
+    fmt::print("{:<26}{:>9}  {}\n", method.name, method.strength > 0 ? fmt::format("{:g}", method.strength) : "-",
                method.about);
 }
 
