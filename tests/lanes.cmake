@@ -6,6 +6,7 @@ endif()
 set(_lane_tests teams balance_statistics device_plan layer_parts mixture_of_depths routed_attention)
 moe_program(moe_lane_tests lanes/simulation.cpp lanes/teams.cpp unit/balance_statistics.cpp
             unit/device_plan.cpp unit/layer_parts.cpp unit/mixture_of_depths.cpp unit/routed_attention.cpp)
+target_compile_options(moe_lane_tests PRIVATE $<$<CXX_COMPILER_ID:GNU,Clang>:-O1>) # as the devices' paths
 target_include_directories(moe_lane_tests PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_compile_definitions(moe_lane_tests PRIVATE MOE_DEVICE_PATHS MOE_SIMULATED_LANES
   MOE_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/data")
