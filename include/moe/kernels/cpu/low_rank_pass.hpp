@@ -41,7 +41,8 @@ struct LowRankProducts {
   void dots(const Lines<Real>& a, Index rows, const Lines<Real>& b, Index columns, Index length, Real* c,
             Index c_stride, bool add) const {
     if constexpr (std::is_same_v<Real, float>) {
-      table->small_dots({a.data, b.data, c, a.stride, b.stride, c_stride, rows, columns, length, add});
+      const SmallDots of{a.data, b.data, c, a.stride, b.stride, c_stride, rows, columns, length, add};
+      table->small_dots(of);
     } else {
       for (Index i = 0; i < rows; ++i) {
         for (Index j = 0; j < columns; ++j) {
@@ -65,8 +66,8 @@ struct LowRankProducts {
              Index line_stride, Index length, Index live, Real* sums) const {
     const Index panels = live > panel_columns ? 2 : 1;
     if constexpr (std::is_same_v<Real, float>) {
-      table->small_lines(int(rows), int(panels),
-                         {a, row_stride, sum_stride, b, panel_stride, line_stride, length, sums});
+      const SmallLines of{a, row_stride, sum_stride, b, panel_stride, line_stride, length, sums};
+      table->small_lines(int(rows), int(panels), of);
     } else {
       for (Index i = 0; i < rows; ++i) {
         for (Index p = 0; p < panels; ++p) {
