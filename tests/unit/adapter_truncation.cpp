@@ -33,7 +33,8 @@ TEST_CASE("A truncated dense update is the best of its rank") {
     const MatrixXd got = dense_sum(result.update, {{0, 1.0}});
     CHECK((got - best).norm() < 1e-12 * full.norm());
     CHECK(frobenius_share(full, got) == Approx(result.relative_error).margin(1e-13));
-    const auto perturbed = dense(random<moe::Matrix<double>>(unsigned(r), 23, r)) * 1e-3;  // no other factor is nearer
+    // No other factor is nearer.
+    const MatrixXd perturbed = dense(random<moe::Matrix<double>>(unsigned(r), 23, r)) * 1e-3;
     const auto a = dense(Kokkos::subview(host(result.update.a), 0, Kokkos::ALL(), Kokkos::ALL()));
     CHECK(frobenius_share(full, got + perturbed * a) > result.relative_error);
   }
