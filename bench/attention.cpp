@@ -25,21 +25,6 @@ struct Options {
   bool json = false;
 };
 
-/// The least seconds of f, called for about as long as told.
-template <class F>
-double least(const Options& options, const F& f) {
-  f();
-  double best = 1e30, spent = 0;
-  for (int calls = 0; calls < 5 || spent < options.seconds; ++calls) {
-    const double start = bench::now();
-    f();
-    const double took = bench::now() - start;
-    best = std::min(best, took);
-    spent += took;
-  }
-  return best;
-}
-
 /// A layer on one batch of equal sequences: forward alone, and a step of forward and backward.
 template <class Layer>
 struct Timed {
@@ -99,7 +84,8 @@ Block block(const Options& options) {
 void depths(const Options& options) {
   Timed<moe::Residual<Block>> dense(moe::Residual<Block>(block(options).config(), moe::Seed{1}), options.batch,
                                     options.sequence);
-  const double forward = least(options, [&] { dense.forward(); }), train = least(options, [&] { dense.train(); });
+  const double forward = bench::least(options.seconds, [&] { dense.forward(); }),
+               train = bench::least(options.seconds, [&] { dense.train(); });
   print(options,
         {{"what", "dense"}, {"T", options.sequence * options.batch}, {"forward_s", forward}, {"train_s", train}},
         fmt::format("dense     {:>9.2f} {:>9.2f}", 1e3 * forward, 1e3 * train));
@@ -107,7 +93,8 @@ void depths(const Options& options) {
     using Depths = moe::MixtureOfDepths<Block, moe::ChoiceCrossEntropy>;
     typename Depths::Config config{.capacity = capacity};
     Timed<Depths> depths(Depths(config, block(options), moe::Seed{1}), options.batch, options.sequence);
-    const double one = least(options, [&] { depths.forward(); }), step = least(options, [&] { depths.train(); });
+    const double one = bench::least(options.seconds, [&] { depths.forward(); }),
+                 step = bench::least(options.seconds, [&] { depths.train(); });
     print(options,
           {{"what", "mixture of depths"},
            {"T", options.sequence * options.batch},
@@ -124,7 +111,8 @@ void depths(const Options& options) {
 template <class Layer>
 void attention(const Options& options, const char* name, Index tokens, Layer layer) {
   Timed<Layer> timed(std::move(layer), 1, tokens);
-  const double forward = least(options, [&] { timed.forward(); }), train = least(options, [&] { timed.train(); });
+  const double forward = bench::least(options.seconds, [&] { timed.forward(); }),
+               train = bench::least(options.seconds, [&] { timed.train(); });
   print(options, {{"what", name}, {"T", tokens}, {"forward_s", forward}, {"train_s", train}},
         fmt::format("{:>6}  {:<28} {:>9.2f} {:>9.2f}", tokens, name, 1e3 * forward, 1e3 * train));
 }

@@ -22,21 +22,6 @@ struct Options {
   bool json = false;
 };
 
-/// The least seconds of f, called for about as long as told.
-template <class F>
-double least(const Options& options, const F& f) {
-  f();
-  double best = 1e30, spent = 0;
-  for (int calls = 0; calls < 5 || spent < options.seconds; ++calls) {
-    const double start = bench::now();
-    f();
-    const double took = bench::now() - start;
-    best = std::min(best, took);
-    spent += took;
-  }
-  return best;
-}
-
 void print(const Options& options, const char* what, Index rank, double seconds, double flops, double bytes,
            const bench::Limits& limits) {
   const double bound = std::max(flops / limits.gflops, bytes / limits.gbs) * 1e-9 / seconds;
@@ -83,7 +68,7 @@ void run(const Options& options, Index rank) {
     moe::kernels::grouped_backward_weight<float, Space>(space, offsets, dt, x, da);
   };
   const bench::Limits before = bench::Limits::measure();
-  const double one = least(options, forward), other = least(options, backward);
+  const double one = bench::least(options.seconds, forward), other = bench::least(options.seconds, backward);
   const bench::Limits after = bench::Limits::measure();
   const bench::Limits& limits = before.gflops > after.gflops ? before : after;
   const double flops = 4.0 * double(r * h * rank), weights = 8.0 * double(e * rank * h), rows = 4.0 * double(r * h);

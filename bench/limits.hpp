@@ -21,6 +21,21 @@ inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// The least seconds of f, called for about `seconds`.
+template <class F>
+double least(double seconds, const F& f) {
+  f();
+  double best = 1e30, spent = 0;
+  for (int calls = 0; calls < 5 || spent < seconds; ++calls) {
+    const double start = now();
+    f();
+    const double took = now() - start;
+    best = std::min(best, took);
+    spent += took;
+  }
+  return best;
+}
+
 #if defined(__AVX512F__)
 #  define MOE_BENCH_BYTES 64
 #elif defined(__AVX__)

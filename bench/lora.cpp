@@ -25,21 +25,6 @@ struct Options {
   bool json = false;
 };
 
-/// The least seconds of f, called for about as long as told.
-template <class F>
-double least(const Options& options, const F& f) {
-  f();
-  double best = 1e30, spent = 0;
-  for (int calls = 0; calls < 5 || spent < options.seconds; ++calls) {
-    const double start = bench::now();
-    f();
-    const double took = bench::now() - start;
-    best = std::min(best, took);
-    spent += took;
-  }
-  return best;
-}
-
 struct Case {
   Index rank, adapters, rows;
 };
@@ -220,7 +205,7 @@ double merged(Layer<T>& layer) {
   layer.forward();
   const auto& plan = layer.tape.plan;
   Matrix x("x", rows, in), sorted("sorted", rows, out), y("y", rows, out);
-  return least(layer.options, [&] {
+  return bench::least(layer.options.seconds, [&] {
     moe::gather(layer.ctx, moe::Matrix<const T, Space>(layer.x), plan, x);
     moe::kernels::grouped_forward<T, Space>(Space{}, plan.expert_offsets, x, weight, sorted);
     moe::scatter_add(layer.ctx, moe::Matrix<const T, Space>(sorted), plan, y);
@@ -233,13 +218,15 @@ void run(const Options& options, const Case& of) {
   const Index used = layer.used();
   const Work one = work(options, of, used, false), both = work(options, of, used, true);
   const bench::Limits before = bench::Limits::measure();
-  const double forward = least(options, [&] { layer.forward(); }), train = least(options, [&] { layer.train(); });
+  const double forward = bench::least(options.seconds, [&] { layer.forward(); }),
+               train = bench::least(options.seconds, [&] { layer.train(); });
   const bench::Limits after = bench::Limits::measure();
   const bench::Limits& limits = before.gflops > after.gflops ? before : after;
   print(options, of, "bank", forward, train, one, both, limits);
   if (options.loop) {
     Loop<T> loop(layer);
-    const double slow = least(options, [&] { loop.run(false); }), slow_train = least(options, [&] { loop.run(true); });
+    const double slow = bench::least(options.seconds, [&] { loop.run(false); }),
+                 slow_train = bench::least(options.seconds, [&] { loop.run(true); });
     print(options, of, "loop", slow, slow_train, one, both, limits);
   }
   if (options.merged) print(options, of, "merged", merged(layer), 0, one, both, limits);
