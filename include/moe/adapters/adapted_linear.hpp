@@ -138,7 +138,7 @@ class AdaptedLinear {
     tape.space = ctx.space;
     tape.batch = batch;
     detail::shape(tape.y, "moe::adapted_y", batch.tokens(), config_.out);
-    detail::frozen_forward<Scalar, Space>(ctx, base, batch.x, tape.y);
+    detail::frozen_forward<Scalar, Space>(ctx, base.weight, base.bias, batch.x, tape.y);
     detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
     if constexpr (detail::reads_output<Adapters>()) {
       detail::shape(tape.base, "moe::adapted_base", batch.tokens(), config_.out);

@@ -29,10 +29,7 @@ struct LocalisedBalanceLoss {
   void check(const Batch<T, Space>& batch, Index experts) const {
     detail::require<ConfigError>(experts % 2 == 0, "moe::LocalisedBalanceLoss: ", experts,
                                  " experts do not divide into two types. Give it an even number.");
-    const Index sequences = detail::groups(Scope::sequence(), batch).count;
-    detail::require<ShapeError>(!batch.task_ids.is_allocated() || Index(batch.task_ids.extent(0)) == sequences,
-                                "moe::LocalisedBalanceLoss: ", batch.task_ids.extent(0), " task ids for ", sequences,
-                                " sequences. Batch::task_ids has one for each sequence.");
+    if (batch.task_ids.is_allocated()) detail::task_sequences("moe::LocalisedBalanceLoss", batch);
   }
 };
 

@@ -27,10 +27,7 @@ struct MutualInformationLoss {
  private:
   template <class T, class Space>
   void check(const Batch<T, Space>& batch) const {
-    const Index sequences = detail::groups(Scope::sequence(), batch).count;
-    detail::require<ShapeError>(tasks == 0 || Index(batch.task_ids.extent(0)) == sequences,
-                                "moe::MutualInformationLoss: ", batch.task_ids.extent(0), " task ids for ", sequences,
-                                " sequences. Set Batch::task_ids, one for each sequence.");
+    if (tasks != 0) detail::task_sequences("moe::MutualInformationLoss", batch);
   }
 };
 

@@ -21,16 +21,6 @@ struct TaskClassificationLoss {
   template <class T, class Real, class Space>
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const Routing<Real, Space>& routing, double scale,
                 const RoutingGradients<Real, Space>& to) const;
-
- private:
-  template <class T, class Space>
-  detail::Groups<Space> sequences(const Batch<T, Space>& batch) const {
-    const auto groups = detail::groups(Scope::sequence(), batch);
-    detail::require<ShapeError>(Index(batch.task_ids.extent(0)) == groups.count,
-                                "moe::TaskClassificationLoss: the batch has ", batch.task_ids.extent(0),
-                                " task_ids for ", groups.count, " sequences. Set Batch::task_ids, one a sequence.");
-    return groups;
-  }
 };
 
 namespace detail {
@@ -101,7 +91,7 @@ template <class T, class Real, class Space>
 void TaskClassificationLoss::value(Context<Space>& ctx, const Batch<T, Space>& batch,
                                    const Routing<Real, Space>& routing, const Vector<double, Space>& slot) const {
   if (batch.tokens() == 0) return;
-  const auto groups = sequences(batch);
+  const auto groups = detail::task_sequences("moe::TaskClassificationLoss", batch);
   typename Context<Space>::Scratch scratch(ctx);
   auto loss = scratch.template vector<double>(groups.count), live = scratch.template vector<double>(groups.count);
   detail::each(ctx.space, "moe::TaskClassificationLoss", groups.count,
@@ -116,7 +106,7 @@ void TaskClassificationLoss::backward(Context<Space>& ctx, const Batch<T, Space>
                                       const Routing<Real, Space>& routing, double scale,
                                       const RoutingGradients<Real, Space>& to) const {
   if (batch.tokens() == 0) return;
-  const auto groups = sequences(batch);
+  const auto groups = detail::task_sequences("moe::TaskClassificationLoss", batch);
   typename Context<Space>::Scratch scratch(ctx);
   auto loss = scratch.template vector<double>(groups.count), live = scratch.template vector<double>(groups.count);
   detail::each(ctx.space, "moe::TaskClassificationLoss", groups.count,

@@ -87,6 +87,16 @@ Groups<Space> groups(const Scope& scope, const Batch<T, Space>& batch) {
   return {{}, tokens, tokens > 0 ? tokens : 1, 1};
 }
 
+/// The sequences of a batch that names a task for each. Throws ShapeError where it does not.
+template <class T, class Space>
+Groups<Space> task_sequences(const char* where, const Batch<T, Space>& batch) {
+  const auto sequences = groups(Scope::sequence(), batch);
+  require<ShapeError>(Index(batch.task_ids.extent(0)) == sequences.count, where, ": the batch has ",
+                      batch.task_ids.extent(0), " task_ids for ", sequences.count,
+                      " sequences. Set Batch::task_ids, one a sequence.");
+  return sequences;
+}
+
 }  // namespace detail
 
 MOE_NAMESPACE_END

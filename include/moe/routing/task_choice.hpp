@@ -19,10 +19,7 @@ struct TaskChoice {
   /// Throws ShapeError where the batch has no task for each sequence.
   template <class T, class Space>
   void check_batch(const Batch<T, Space>& batch) const {
-    const Index sequences = detail::groups(Scope::sequence(), batch).count;
-    detail::require<ShapeError>(Index(batch.task_ids.extent(0)) == sequences, "moe::TaskChoice: the batch has ",
-                                batch.task_ids.extent(0), " task_ids for ", sequences,
-                                " sequences. Set Batch::task_ids, one a sequence.");
+    detail::task_sequences("moe::TaskChoice", batch);
   }
 
   template <class Real>

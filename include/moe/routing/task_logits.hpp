@@ -39,16 +39,6 @@ struct TaskLogits {
   void backward(Context<Space>& ctx, const Batch<T, Space>& batch, const detail::RowDraws<Space>& draws,
                 const Routing<Real, Space>& routing, const RoutingGradients<Real, Space>& of,
                 const Matrix<const Real, Space>& x, const P& p, const Matrix<Real, Space>& dx, P& gradients) const;
-
- private:
-  template <class T, class Space>
-  detail::Groups<Space> sequences(const Batch<T, Space>& batch) const {
-    const auto groups = detail::groups(Scope::sequence(), batch);
-    detail::require<ShapeError>(Index(batch.task_ids.extent(0)) == groups.count, "moe::TaskLogits: the batch has ",
-                                batch.task_ids.extent(0), " task_ids for ", groups.count,
-                                " sequences. Set Batch::task_ids, one a sequence.");
-    return groups;
-  }
 };
 
 namespace detail {
@@ -88,7 +78,7 @@ void TaskLogits::forward(Context<Space>& ctx, const Batch<T, Space>& batch, cons
                          const Matrix<const Real, Space>&, const P& p, Routing<Real, Space>& routing) const {
   using M = Matrix<const Real, Space>;
   if (batch.tokens() == 0) return;
-  const auto groups = sequences(batch);
+  const auto groups = detail::task_sequences("moe::TaskLogits", batch);
   typename Context<Space>::Scratch scratch(ctx);
   auto embedded = scratch.template matrix<Real>(groups.count, width),
        logits = scratch.template matrix<Real>(groups.count, routing.logits.extent(1));
@@ -106,7 +96,7 @@ void TaskLogits::backward(Context<Space>& ctx, const Batch<T, Space>& batch, con
                           P& gradients) const {
   using M = Matrix<const Real, Space>;
   if (batch.tokens() == 0) return;
-  const auto groups = sequences(batch);
+  const auto groups = detail::task_sequences("moe::TaskLogits", batch);
   typename Context<Space>::Scratch scratch(ctx);
   auto embedded = scratch.template matrix<Real>(groups.count, width),
        dembedded = scratch.template matrix<Real>(groups.count, width),

@@ -5,6 +5,7 @@
 #include <Kokkos_Profiling_ScopedRegion.hpp>
 
 #include "moe/adapters/adapter_bank.hpp"
+#include "moe/adapters/detail/concepts.hpp"
 #include "moe/core/each_row.hpp"
 #include "moe/dispatch/dispatch.hpp"
 #include "moe/kernels/gemm.hpp"
@@ -42,20 +43,6 @@ struct ScaleOfRow {
   KOKKOS_FUNCTION void operator()(Index r) const {
     const Index t = plan.row_token(r);
     scale(r) = t < 0 ? Real(0) : scaling(expert(t));
-  }
-};
-
-/// Adds the bias; zeros in padding.
-template <class T, class Space>
-struct FinishBaseRow {
-  Vector<const T, Space> bias;
-  Vector<const std::uint8_t, Space> mask;
-  Matrix<T, Space> y;
-  KOKKOS_FUNCTION void operator()(Index t, const Team& team) const {
-    using Real = RouterReal<T>;
-    const bool padding = is_padding<Space>(mask, t);
-    if (!padding && bias.data() == nullptr) return;
-    team.each(Index(y.extent(1)), [&](Index o) { y(t, o) = padding ? T(0) : T(Real(y(t, o)) + Real(bias(o))); });
   }
 };
 
@@ -164,10 +151,8 @@ auto AdapterBank<Policies...>::forward(Context<Space>& ctx, const Batch<Scalar, 
   detail::shape(tape.hidden, "moe::hidden", tape.plan.rows, config_.rank);
   detail::each(ctx.space, "moe::AdapterBank::scale", tape.plan.rows,
                detail::ScaleOfRow<Real, Space>{tape.plan, chosen.expert, buffers.scaling, tape.scale});
-  kernels::dense_forward<Scalar, Space, false>(ctx.space, batch.x, base_, tape.y);
-  if (bias_.is_allocated() || batch.mask.is_allocated())
-    detail::each_row(ctx.space, "moe::AdapterBank::finish", tokens,
-                     detail::FinishBaseRow<Scalar, Space>{bias_, batch.mask, tape.y});
+  detail::frozen_forward<Scalar, Space>(ctx, base_, bias_, batch.x, tape.y);
+  detail::clear_padding<Scalar, Space>(ctx.space, batch.mask, tape.y);
   kernels::low_rank_forward<Scalar, Space>(ctx, rows(tape), batch.x, W(parameters.a), W(parameters.b), tape.hidden,
                                            tape.y, true);
   if constexpr (!detail::device_path<Space>) ctx.check();
@@ -187,9 +172,7 @@ auto AdapterBank<Policies...>::backward(Context<Space>& ctx, const M& dy, Tape& 
       " rows, so it has to allocate. Run the same calls once before capturing.");
   detail::shape(tape.dx, "moe::dx", tokens, config_.in);
   kernels::dense_backward_rows<Scalar, Space, false>(ctx.space, dy, base_, tape.dx, false);
-  if (tape.batch.mask.is_allocated())
-    detail::each_row(ctx.space, "moe::AdapterBank::finish", tokens,
-                     detail::FinishBaseRow<Scalar, Space>{{}, tape.batch.mask, tape.dx});
+  detail::clear_padding<Scalar, Space>(ctx.space, tape.batch.mask, tape.dx);
   kernels::low_rank_backward<Scalar, Space>(ctx, rows(tape), tape.batch.x, W(parameters.a), W(parameters.b),
                                             M(tape.hidden), dy, {gradients.a, gradients.b, tape.dx, {}}, true);
   return tape.dx;

@@ -75,12 +75,13 @@ struct AddFrozenBias {
 };
 
 /// y = W x + bias.
-template <class T, class Space, class Base>
-void frozen_forward(Context<Space>& ctx, const Base& base, const Matrix<const T, Space>& x, const Matrix<T, Space>& y) {
-  kernels::dense_forward<T, Space, false>(ctx.space, x, base.weight, y);
-  if (base.bias.is_allocated())
+template <class T, class Space>
+void frozen_forward(Context<Space>& ctx, const Matrix<const T, Space>& weight, const Vector<const T, Space>& bias,
+                    const Matrix<const T, Space>& x, const Matrix<T, Space>& y) {
+  kernels::dense_forward<T, Space, false>(ctx.space, x, weight, y);
+  if (bias.is_allocated())
     each_wide_row(ctx.space, "moe::frozen_bias", Index(y.extent(0)), Index(y.extent(1)),
-                  AddFrozenBias<T, Space>{base.bias, y});
+                  AddFrozenBias<T, Space>{bias, y});
 }
 
 }  // namespace detail
