@@ -144,28 +144,47 @@ struct ContrastGradient {
   }
 };
 
+/// What adapters give for their tokens, as unit vectors, compared with one another: what value and backward share.
+template <class T, class Space>
+struct ContrastPass {
+  using Real = RouterReal<T>;
+  Matrix<T, Space> rows, down, out;
+  Matrix<Real, Space> unit;
+  Vector<Real, Space> inverse, total;
+  Vector<double, Space> loss, positives;
+  ContrastRows<Real, Space> compared;
+
+  template <bool all>
+  ContrastPass(Context<Space>& ctx, typename Context<Space>::Scratch& scratch, const AdapterInput<T, Space, all>& in,
+               const LowRank<T, Space>& p, double temperature)
+      : rows(scratch.template matrix<T>(in.mixture.plan.rows, p.in())),
+        down(scratch.template matrix<T>(in.mixture.plan.rows, p.rank())),
+        out(scratch.template matrix<T>(in.mixture.plan.rows, p.out())),
+        unit(scratch.template matrix<Real>(in.mixture.plan.rows, p.out())),
+        inverse(scratch.template vector<Real>(in.mixture.plan.rows)),
+        total(scratch.template vector<Real>(in.mixture.plan.rows)),
+        loss(scratch.template vector<double>(in.mixture.plan.rows)),
+        positives(scratch.template vector<double>(in.mixture.plan.rows)),
+        compared{in.mixture.plan, unit, Real(1 / temperature)} {
+    const auto& plan = in.mixture.plan;
+    gather(ctx, in.x, plan, rows);
+    low_rank_rows<T, Space>(ctx, plan, Matrix<const T, Space>(rows), p, {}, 1, down, out, false);
+    each_row(ctx.space, "moe::ContrastiveExpertLoss::unit", plan.rows,
+             UnitRow<T, Real, Space>{plan, out, unit, inverse});
+    each_row(ctx.space, "moe::ContrastiveExpertLoss", plan.rows,
+             ContrastRow<Real, Space>{compared, total, loss, positives});
+  }
+};
+
 }  // namespace detail
 
 template <class T, class Space, bool all>
 void ContrastiveExpertLoss::value(Context<Space>& ctx, const AdapterInput<T, Space, all>& in,
                                   const LowRank<T, Space>& p, const Vector<double, Space>& slot) const {
-  using Real = RouterReal<T>;
-  using M = Matrix<const T, Space>;
-  const auto& plan = in.mixture.plan;
   typename Context<Space>::Scratch scratch(ctx);
-  auto rows = scratch.template matrix<T>(plan.rows, p.in()), down = scratch.template matrix<T>(plan.rows, p.rank()),
-       out = scratch.template matrix<T>(plan.rows, p.out());
-  auto unit = scratch.template matrix<Real>(plan.rows, p.out());
-  auto inverse = scratch.template vector<Real>(plan.rows), total = scratch.template vector<Real>(plan.rows);
-  auto loss = scratch.template vector<double>(plan.rows), positives = scratch.template vector<double>(plan.rows);
-  gather(ctx, in.x, plan, rows);
-  detail::low_rank_rows<T, Space>(ctx, plan, M(rows), p, {}, 1, down, out, false);
-  detail::each_row(ctx.space, "moe::ContrastiveExpertLoss::unit", plan.rows,
-                   detail::UnitRow<T, Real, Space>{plan, out, unit, inverse});
-  detail::each_row(ctx.space, "moe::ContrastiveExpertLoss", plan.rows,
-                   detail::ContrastRow<Real, Space>{{plan, unit, Real(1 / temperature)}, total, loss, positives});
+  const detail::ContrastPass<T, Space> pass(ctx, scratch, in, p, temperature);
   detail::each(ctx.space, "moe::ContrastiveExpertLoss::sum", 1,
-               detail::ContrastSum<Space>{loss, positives, coefficient, slot, {}});
+               detail::ContrastSum<Space>{pass.loss, pass.positives, coefficient, slot, {}});
 }
 
 template <class T, class Space, bool all>
@@ -176,25 +195,17 @@ void ContrastiveExpertLoss::backward(Context<Space>& ctx, const AdapterInput<T, 
   using M = Matrix<const T, Space>;
   const auto& plan = in.mixture.plan;
   typename Context<Space>::Scratch scratch(ctx);
-  auto rows = scratch.template matrix<T>(plan.rows, p.in()), drows = scratch.template matrix<T>(plan.rows, p.in()),
-       down = scratch.template matrix<T>(plan.rows, p.rank()), out = scratch.template matrix<T>(plan.rows, p.out());
-  auto unit = scratch.template matrix<Real>(plan.rows, p.out()),
-       work = scratch.template matrix<Real>(plan.rows, p.out());
-  auto inverse = scratch.template vector<Real>(plan.rows), total = scratch.template vector<Real>(plan.rows);
-  auto loss = scratch.template vector<double>(plan.rows), positives = scratch.template vector<double>(plan.rows),
-       share = scratch.template vector<double>(1);
-  gather(ctx, in.x, plan, rows);
-  detail::low_rank_rows<T, Space>(ctx, plan, M(rows), p, {}, 1, down, out, false);
-  detail::each_row(ctx.space, "moe::ContrastiveExpertLoss::unit", plan.rows,
-                   detail::UnitRow<T, Real, Space>{plan, out, unit, inverse});
-  const detail::ContrastRows<Real, Space> compared{plan, unit, Real(1 / temperature)};
-  detail::each_row(ctx.space, "moe::ContrastiveExpertLoss", plan.rows,
-                   detail::ContrastRow<Real, Space>{compared, total, loss, positives});
+  const detail::ContrastPass<T, Space> pass(ctx, scratch, in, p, temperature);
+  auto drows = scratch.template matrix<T>(plan.rows, p.in());
+  auto work = scratch.template matrix<Real>(plan.rows, p.out());
+  auto share = scratch.template vector<double>(1);
   detail::each(ctx.space, "moe::ContrastiveExpertLoss::sum", 1,
-               detail::ContrastSum<Space>{loss, positives, scale * coefficient, {}, share});
+               detail::ContrastSum<Space>{pass.loss, pass.positives, scale * coefficient, {}, share});
   detail::each_row(ctx.space, "moe::ContrastiveExpertLoss::backward", plan.rows,
-                   detail::ContrastGradient<T, Real, Space>{compared, total, inverse, positives, share, work, out});
-  detail::low_rank_rows_backward<T, Space>(ctx, plan, M(rows), p, {}, 1, M(down), M(out), drows, false, {}, gradients);
+                   detail::ContrastGradient<T, Real, Space>{pass.compared, pass.total, pass.inverse, pass.positives,
+                                                            share, work, pass.out});
+  detail::low_rank_rows_backward<T, Space>(ctx, plan, M(pass.rows), p, {}, 1, M(pass.down), M(pass.out), drows, false,
+                                           {}, gradients);
   detail::add_token_rows<T, Space>(ctx.space, plan, M(drows), dx);
 }
 
