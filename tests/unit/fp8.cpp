@@ -179,6 +179,33 @@ TEST_CASE("A layer packed as FP8 gives nearly what the layer gives") {
                       moe::SharedExperts<1>, moe::On<Space>>
       shared({.hidden = 192, .intermediate = 128, .experts = 6}, moe::Seed{2});
   CHECK(distance_of_fp8(shared) < 0.1);
+  const moe::MoELayer<moe::MixtralRouter, moe::ExpertFFN<moe::SwiGLU>,
+                      moe::SharedExperts<2, moe::SwiGLU, moe::SigmoidGate>, moe::On<Space>>
+      gated({.hidden = 192, .intermediate = 128, .experts = 6}, moe::Seed{3});
+  moe::fill_normal(Space{}, gated.parameters.branches.first.gate, moe::Seed{4});
+  CHECK(distance_of_fp8(gated) < 0.1);
+}
+
+TEST_CASE("Shared experts in FP8 hold 8 bits a weight, and take the same tokens") {
+  const moe::DeepSeekV3Layer<moe::On<Space>> layer({.hidden = 128, .intermediate = 128, .experts = 16}, moe::Seed{1});
+  const auto small = moe::pack<float8_e4m3>(layer);
+  const auto& shared = small.parameters.branches.first.ffn;
+  static_assert(std::is_same_v<std::decay_t<decltype(shared.up.data())>, float8_e4m3*>);
+  const auto& from = layer.parameters.branches.first.ffn;
+  const auto numbers = host(shared.up);
+  const auto scales = host(shared.up_scale_inv);
+  const auto weights = host(from.up);
+  REQUIRE(numbers.extent(1) == 256);
+  double worst = 0, largest = 0;
+  for (Index i = 0; i < 256; ++i) {
+    for (Index k = 0; k < 128; ++k) {
+      const double value = double(float(numbers(0, i, k))) * double(scales(0, i / 128, 0));
+      worst = std::max(worst, std::abs(value - double(weights(0, i, k))));
+      largest = std::max(largest, std::abs(double(weights(0, i, k))));
+    }
+  }
+  CHECK(worst > 0);
+  CHECK(worst <= largest / 16);  // three bits of fraction: at most 1/16 of a number
 }
 
 TEST_CASE("A scale that would span gate and up is refused") {

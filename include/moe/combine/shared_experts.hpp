@@ -93,13 +93,13 @@ struct AddRow {
 }  // namespace detail
 
 /// n experts in one FFN of width n * I over all tokens (Dai et al. 2024, DeepSeekMoE, section 3.2). Masked tokens
-/// get nothing.
-template <int n = 1, class Activation = SwiGLU, class Gate = NoGate>
+/// get nothing. `Experts` is what computes them.
+template <int n = 1, class Activation = SwiGLU, class Gate = NoGate, class Experts = ExpertFFN<Activation>>
 struct SharedExperts {
   using policy = kind::branch;
   static constexpr const char* name = "shared_experts.";
   static constexpr bool has_gate = std::is_same_v<Gate, SigmoidGate>;
-  using FFN = ExpertFFN<Activation>;
+  using FFN = Experts;
   Activation activation{};
   Index intermediate = 0;  ///< of all n together, where it is not n times the layer's
   static_assert(n > 0, "moe::SharedExperts<n>: n is the number of shared experts, at least 1.");

@@ -1,6 +1,6 @@
 #pragma once
 /// @file
-/// `pack`: a layer for inference on a host, made from a trained one.
+/// `pack`: a layer for inference, made from a trained one.
 
 #include "moe/combine/packed_shared_experts.hpp"
 #include "moe/experts/fp8_ffn.hpp"
@@ -37,9 +37,10 @@ struct PackedPolicy<WithExtraExperts<Inner, extra, Output>, Weight> {
   }
 };
 template <int n, class Activation, class Gate, class Weight>
-requires(!std::is_same_v<Weight, float8_e4m3>)  // there they stay in bfloat16
-    struct PackedPolicy<SharedExperts<n, Activation, Gate>, Weight> {
-  using type = PackedSharedExperts<n, Activation, Gate, Weight>;
+struct PackedPolicy<SharedExperts<n, Activation, Gate>, Weight> {
+  using type =
+      std::conditional_t<std::is_same_v<Weight, float8_e4m3>, SharedExperts<n, Activation, Gate, FP8FFN<Activation>>,
+                         PackedSharedExperts<n, Activation, Gate, Weight>>;
   static type value(const SharedExperts<n, Activation, Gate>& from) { return {from.activation, from.intermediate}; }
 };
 
@@ -125,6 +126,9 @@ struct PackLayer<MoELayer<Policies...>, T> {
   static void copy(const Space& space, const From& from, To& to) {
     if constexpr (requires { to.assign(space, from); }) {
       to.assign(space, from);
+    } else if constexpr (requires { to.ffn.assign(space, from.ffn); }) {  // shared experts in FP8
+      to.ffn.assign(space, from.ffn);
+      if (from.gate.is_allocated()) convert(space, from.gate, to.gate);
     } else {
       To::visit(
           [&](std::string_view, const auto& source, auto& target) {
@@ -160,7 +164,7 @@ struct PackLayer<MoELayer<Policies...>, T> {
 }  // namespace detail
 
 /// The type that `pack<T>` makes of a layer: the same policies, with `PackedFFN` for `ExpertFFN`, `PackedSharedExperts`
-/// for `SharedExperts`, and Precision<T, float>; for int8 that is Precision<float>.
+/// for `SharedExperts`, and Precision<T, float>; for int8 that is Precision<float>. In FP8 `FP8FFN` stands for both.
 template <class Layer, class T = float>
 using Packed = typename detail::PackLayer<Layer, T>::Packed;
 
@@ -173,8 +177,8 @@ using Packed = typename detail::PackLayer<Layer, T>::Packed;
 ///     auto z = small.forward(ctx, w);  // both (T, H), float
 ///
 /// Sums are f32; those of int8 are exact, and PackedFFN says how weights and tokens become int8. Throws ConfigError
-/// where such sums might not fit int32: H or I beyond 133,144. float8_e4m3 takes and gives bfloat16, keeps shared
-/// experts in it, and is made for devices: see FP8FFN.
+/// where such sums might not fit int32: H or I beyond 133,144. float8_e4m3 takes and gives bfloat16, and is made for
+/// devices: see FP8FFN.
 ///
 /// Weights are laid out once, in the order in which the kernels read them; `layer` stays as it is, and later changes of
 /// it do not reach the packed one. Experts of one's own, and NormalizedExperts, stay as they are, in T (beside
