@@ -36,14 +36,14 @@ void measure(const Options& options, const std::string& what, Index parameters, 
   f();
   std::vector<double> times;
   const bool updates = what == "adamw";
-  double limit = 0, spent = 0;
-  while (times.size() < 5 || spent < options.seconds) {
+  double limit = 0;
+  const double begin = bench::now();
+  while (times.size() < 5 || bench::now() - begin < options.seconds) {
     if (times.size() % 16 == 0)
       limit = std::max(limit, updates ? bench::update_bandwidth(3) : bench::read_bandwidth(3));
     const double start = bench::now();
     f();
     times.push_back(bench::now() - start);
-    spent += times.back();
   }
   std::sort(times.begin(), times.end());
   const double least = times.front(), median = times[times.size() / 2], count = double(parameters);
