@@ -13,7 +13,8 @@ int main(int argc, char** argv) {
   Block::Tape tape;
   Block::Gradients gradients = block.gradients();
   moe::LoadStatistics<Space> statistics;
-  moe::SGD<Block::Parameters> optimizer(block.parameters);
+  moe::AdamW<Block::Parameters> optimizer(block.parameters);
+  const moe::CosineSchedule schedule{.peak = 1e-2, .warmup = 2, .steps = 11};
   moe::Matrix<float, Space> x("x", 128, 64), dy("dy", 128, 64);
   moe::fill_normal(ctx.space, x, moe::Seed{1});
   moe::fill_normal(ctx.space, dy, moe::Seed{2}, 0.01);
@@ -22,11 +23,13 @@ int main(int argc, char** argv) {
     moe::zero(ctx, gradients);
     block.forward(ctx, x, tape);
     block.backward(ctx, dy, tape, gradients);
+    moe::clip_by_global_norm(ctx, gradients, 1.0);
     statistics.reset();
     statistics.add(tape);
     block.update_balance(ctx, statistics);
-    optimizer.step(ctx, block.parameters, gradients, 1e-2);
+    optimizer.apply(ctx, block.parameters, gradients);
   };
+  optimizer.prepare(ctx, schedule(0));
   step();  // allocates: a graph can only hold what has been run once in these shapes
 #if defined(KOKKOS_ENABLE_CUDA)
   const cudaStream_t stream = ctx.space.cuda_stream();
@@ -36,12 +39,18 @@ int main(int argc, char** argv) {
   step();  // recorded, not run
   cudaStreamEndCapture(stream, &graph);
   cudaGraphInstantiate(&program, graph, 0);
-  for (int i = 0; i < 10; ++i) cudaGraphLaunch(program, stream);  // x and dy may be filled anew in between
+  for (int i = 1; i < 11; ++i) {  // x and dy may be filled anew in between
+    optimizer.prepare(ctx, schedule(i));
+    cudaGraphLaunch(program, stream);
+  }
   cudaStreamSynchronize(stream);
   cudaGraphExecDestroy(program);
   cudaGraphDestroy(graph);
 #else
-  for (int i = 0; i < 10; ++i) step();
+  for (int i = 1; i < 11; ++i) {
+    optimizer.prepare(ctx, schedule(i));
+    step();
+  }
 #endif
   ctx.check();  // NaN or wrong ids in any of the steps?
   std::cout << "balance loss after 11 steps: " << tape.loss() << '\n' << moe::load_report(tape);

@@ -15,8 +15,8 @@ Space other_instance() {
   return Kokkos::Experimental::partition_space(Space{}, std::vector<int>{1})[0];
 }
 
-/// Forward, backward, statistics, balance and optimiser of one layer; no number of it goes to the host.
-template <class Layer, template <class> class Optimizer = moe::SGD>
+/// Forward, backward, clipping, statistics, balance and optimiser of one layer; no number of it goes to the host.
+template <class Layer, template <class> class Optimizer = moe::AdamW>
 struct Step {
   using Space = typename Layer::Space;
   using Matrix = moe::Matrix<typename Layer::Scalar, Space>;
@@ -45,14 +45,22 @@ struct Step {
     layer.forward(ctx, x, inference);
   }
   void train() {
+    prepare();
+    work();
+  }
+  /// Before each `work`: another learning rate.
+  void prepare() { optimizer.prepare(ctx, 1e-2 / double(optimizer.step_count + 1)); }
+  /// What a graph can hold.
+  void work() {
     ctx.training = true;
     moe::zero(ctx, static_cast<Parameters&>(gradients));
     layer.forward(ctx, x, tape);
     layer.backward(ctx, dy, tape, gradients);
+    moe::clip_by_global_norm(ctx, static_cast<Parameters&>(gradients), 0.5);
     if (statistics.counts().is_allocated()) statistics.reset();
     statistics.add(tape);
     layer.update_balance(ctx, statistics);
-    optimizer.step(ctx, layer.parameters, gradients, 1e-2);
+    optimizer.apply(ctx, layer.parameters, gradients);
   }
   /// Outputs, gradients, parameters and buffers, one behind the other.
   std::vector<double> everything() const {

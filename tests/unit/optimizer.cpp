@@ -211,4 +211,17 @@ TEST_CASE("Steps whose gradients overflow are skipped, and scaling changes nothi
   CHECK(std::abs(double(float(p.weight(0, 0))) - expected.w) < 0x1p-10);
 }
 
+// As when an early checkpoint is read into an optimiser that has been in use.
+TEMPLATE_TEST_CASE("An optimiser set back to step 0 takes its masters anew", "", moe::SGD<Arrays<moe::bfloat16>>,
+                   moe::AdamW<Arrays<moe::bfloat16>>) {
+  moe::Context<Space> ctx;
+  auto p = arrays<moe::bfloat16>(1, 2, 3), g = arrays<moe::bfloat16>(5, 2, 3);
+  TestType optimizer(p);
+  optimizer.step(ctx, p, g, 0.1);
+  Kokkos::deep_copy(p.weight, moe::bfloat16(5.0f));
+  optimizer.step_count = 0;
+  optimizer.step(ctx, p, g, 0);
+  for (Index i = 0; i < 6; ++i) CHECK(float(p.weight.data()[i]) == 5);
+}
+
 }  // namespace optimizer_test

@@ -74,7 +74,7 @@ void expect_no_wait(const Space& space, const F& f) {
 TEST_CASE("A second step waits for nothing and stays on its stream") {
   const Space space = other_instance<Space>();
   each_kind_of_layer<Space>([&](const auto& make) {
-    Step<decltype(make()), moe::AdamW> step(make(), 50, space);
+    Step<decltype(make())> step(make(), 50, space);
     step.forward();
     step.train();
     expect_no_wait(space, [&] { step.forward(); });
@@ -213,9 +213,9 @@ TEST_CASE("Statistics are added on the stream of the forward pass") {
 
 #if defined(KOKKOS_ENABLE_CUDA)
 
-/// Records what f launches on a stream, and runs it as often as asked.
-template <class F>
-void replay(const Space& space, int times, const F& f) {
+/// Records what f launches on a stream, and runs it as often as asked, each time after `before`.
+template <class Before, class F>
+void replay(const Space& space, int times, const Before& before, const F& f) {
   const cudaStream_t stream = space.cuda_stream();
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t program = nullptr;
@@ -225,7 +225,10 @@ void replay(const Space& space, int times, const F& f) {
   REQUIRE(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
   CHECK(!moe::capturing(space));
   REQUIRE(cudaGraphInstantiate(&program, graph, 0) == cudaSuccess);
-  for (int i = 0; i < times; ++i) CHECK(cudaGraphLaunch(program, stream) == cudaSuccess);
+  for (int i = 0; i < times; ++i) {
+    before();
+    CHECK(cudaGraphLaunch(program, stream) == cudaSuccess);
+  }
   CHECK(cudaStreamSynchronize(stream) == cudaSuccess);
   CHECK(cudaGraphExecDestroy(program) == cudaSuccess);
   CHECK(cudaGraphDestroy(graph) == cudaSuccess);
@@ -238,15 +241,15 @@ TEST_CASE("A captured step, launched twice, is two steps") {
       Step<decltype(make())> step(make(), 50, space);
       step.forward();
       step.train();
+      const auto before = [&] { step.prepare(); };
       const auto both = [&] {
         step.forward();
-        step.train();
+        step.work();
       };
       if (captured) {
-        replay(space, 2, both);
+        replay(space, 2, before, both);
       } else {
-        both();
-        both();
+        for (int i = 0; i < 2; ++i) before(), both();
         space.fence();
       }
       return step.everything();
@@ -269,13 +272,13 @@ TEST_CASE("A captured step of a mixture of depths, launched twice, is two steps"
       moe::zero(step.ctx, static_cast<DepthStep::Layer::Parameters&>(step.gradients));
       step.layer.forward(step.ctx, step.batch, step.tape);
       step.layer.backward(step.ctx, step.dy, step.tape, step.gradients);
-      step.optimizer.step(step.ctx, step.layer.parameters, step.gradients, 1e-2);
+      step.optimizer.apply(step.ctx, step.layer.parameters, step.gradients);
     };
+    const auto before = [&] { step.optimizer.prepare(step.ctx, 1e-2); };
     if (captured) {
-      replay(space, 2, both);
+      replay(space, 2, before, both);
     } else {
-      both();
-      both();
+      for (int i = 0; i < 2; ++i) before(), both();
       space.fence();
     }
     return step.everything();

@@ -94,6 +94,28 @@ TEMPLATE_LIST_TEST_CASE("Clipping scales to the norm, and refuses what is not fi
   CHECK(moe::clip_gradient_norm(ctx, g, 1) == 0);
 }
 
+TEMPLATE_LIST_TEST_CASE("Clipping by the global norm leaves the norm on the device", "", Cases) {
+  using T = typename TestType::T;
+  using Space = typename TestType::Space;
+  moe::Context<Space> ctx;
+  for (const double max_norm : {0.0, 0.5, 100.0}) {
+    auto g = arrays<TestType>(3), expected = arrays<TestType>(3);
+    moe::clip_by_global_norm(ctx, g, max_norm);
+    moe::clip_gradient_norm(ctx, expected, max_norm);
+    CHECK(same_bits(g.weight, expected.weight));
+    CHECK(same_bits(g.bias, expected.bias));
+  }
+  CHECK_NOTHROW(ctx.check());
+  for (const double bad : {double(NAN), double(INFINITY)}) {
+    auto g = arrays<TestType>(3);
+    Kokkos::deep_copy(Kokkos::subview(g.weight, 1, Kokkos::ALL), T(bad));
+    moe::clip_by_global_norm(ctx, g, 0.5);
+    CHECK(moe::gradient_norm(ctx, g) == 0);
+    CHECK_THROWS_AS(ctx.check(), moe::DataError);
+    CHECK_NOTHROW(ctx.check());
+  }
+}
+
 TEST_CASE("Schedules warm up, hold and decay") {
   const moe::CosineSchedule cosine{.peak = 1, .warmup = 10, .steps = 110, .floor = 0.1};
   CHECK(cosine(0) == Approx(0.1));

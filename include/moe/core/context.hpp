@@ -58,7 +58,7 @@ class Arena {
 }  // namespace detail
 
 /// What kernels find wrong with the data; bits of Context::flag().
-enum Fault : int { fault_nan = 1, fault_expert_id = 2, fault_cache = 4, fault_adapter_id = 8 };
+enum Fault : int { fault_nan = 1, fault_expert_id = 2, fault_cache = 4, fault_adapter_id = 8, fault_gradient = 16 };
 
 /// One for each concurrent caller. `moe::Context ctx;` runs on Kokkos' default execution space.
 ///
@@ -108,8 +108,8 @@ class Context {
   /// kernels: the last team sets it back, so that a captured graph can be replayed.
   Kokkos::View<int, typename Space::memory_space> arrivals() const { return arrivals_; }
 
-  /// Throws DataError if a kernel since the last check met NaN logits, an expert that does not exist, a
-  /// full key/value cache or an adapter that is not resident. Waits for the device; automatic on host spaces.
+  /// Throws DataError if a kernel since the last check met NaN logits, an expert that does not exist, a full key/value
+  /// cache, an adapter that is not resident or gradients that are not finite. Waits for the device; automatic on hosts.
   void check() {
     detail::refuse_capture(space, "moe::Context::check, which waits for the device,",
                            "Call it after the graph's launch: the flag keeps what its kernels found.");
@@ -131,8 +131,12 @@ class Context {
     if ((bad & fault_adapter_id) != 0) {
       throw DataError(
           "moe: a row names an adapter that is not resident. Ids must be slots that AdapterBank::add gave and evict "
-          "has "
-          "not freed, or -1 for none. (Those rows got the base alone.)");
+          "has not freed, or -1 for none. (Those rows got the base alone.)");
+    }
+    if ((bad & fault_gradient) != 0) {
+      throw DataError(
+          "moe: moe::clip_by_global_norm met a norm that is not finite, and made those gradients 0. Lower the learning "
+          "rate, or look for NaN and infinities in the input.");
     }
     throw DataError(
         "moe: a token chose an expert that does not exist. Ids must be 0 to E - 1, or -1 for none: look at the "

@@ -56,6 +56,52 @@ struct ScaleElement {
   KOKKOS_FUNCTION void operator()(Index i) const { data[i] = T(double(data[i]) * factor); }
 };
 
+/// What gradients with squares of this sum are multiplied by, in its place. 0 where it is not finite, which is noted.
+struct ClipFactor {
+  double* number;
+  double max_norm;
+  int* flag;
+  KOKKOS_FUNCTION void operator()(Index) const {
+    const double norm = Kokkos::sqrt(*number);
+    if (!Kokkos::isfinite(norm)) Kokkos::atomic_or(flag, int(fault_gradient));
+    *number = !Kokkos::isfinite(norm) ? 0.0 : max_norm <= 0 || norm <= max_norm ? 1.0 : max_norm / norm;
+  }
+};
+
+template <class T>
+struct ScaleByNumber {
+  T* data;
+  const double* factor;
+  KOKKOS_FUNCTION void operator()(Index i) const {
+    const double by = *factor;
+    if (by == 0) {
+      data[i] = T(0);  // also where it was NaN
+    } else if (by != 1) {
+      data[i] = T(double(data[i]) * by);
+    }
+  }
+};
+
+/// The sum of the squares of all gradients, on the device.
+template <class Space, class Gradients>
+Vector<double, Space> sum_of_squares(Context<Space>& ctx, typename Context<Space>::Scratch& scratch,
+                                     Gradients& gradients) {
+  auto total = scratch.template vector<double>(1);
+  fill(ctx.space, total, 0.0);
+  auto square = [&](std::string_view, auto& view) {
+    using T = typename std::decay_t<decltype(view)>::value_type;
+    typename Context<Space>::Scratch inner(ctx);
+    const Index size = view.size(), chunks = (size + norm_chunk - 1) / norm_chunk;
+    auto parts = inner.template vector<double>(chunks);
+    Kokkos::parallel_for("moe::clip::square", detail::Range<Space>(ctx.space, 0, chunks),
+                         SquareChunk<T>{view.data(), size, parts.data()});
+    Kokkos::parallel_for("moe::clip::add", detail::Range<Space>(ctx.space, 0, 1),
+                         AddParts{parts.data(), chunks, total.data()});
+  };
+  Gradients::visit(square, gradients);
+  return total;
+}
+
 }  // namespace detail
 
 /// Sets every array of a struct of gradients to zero.
@@ -71,21 +117,9 @@ void zero(Context<Space>& ctx, Gradients& gradients) {
 template <class Space, class Gradients>
 double gradient_norm(Context<Space>& ctx, Gradients& gradients) {
   detail::refuse_capture(ctx.space, "moe::gradient_norm, which returns a number to the host,",
-                         "Measure and clip between the graph of forward and backward and the optimiser's step.");
+                         "Clip by clip_by_global_norm, which leaves the norm on the device.");
   typename Context<Space>::Scratch scratch(ctx);
-  auto total = scratch.template vector<double>(1);
-  detail::fill(ctx.space, total, 0.0);
-  auto square = [&](std::string_view, auto& view) {
-    using T = typename std::decay_t<decltype(view)>::value_type;
-    typename Context<Space>::Scratch inner(ctx);
-    const Index size = view.size(), chunks = (size + detail::norm_chunk - 1) / detail::norm_chunk;
-    auto parts = inner.template vector<double>(chunks);
-    Kokkos::parallel_for("moe::clip::square", detail::Range<Space>(ctx.space, 0, chunks),
-                         detail::SquareChunk<T>{view.data(), size, parts.data()});
-    Kokkos::parallel_for("moe::clip::add", detail::Range<Space>(ctx.space, 0, 1),
-                         detail::AddParts{parts.data(), chunks, total.data()});
-  };
-  Gradients::visit(square, gradients);
+  const auto total = detail::sum_of_squares(ctx, scratch, gradients);
   double squares = 0;
   Kokkos::deep_copy(ctx.space, Kokkos::View<double, Kokkos::HostSpace, Kokkos::MemoryUnmanaged>(&squares),
                     Kokkos::View<double, typename Space::memory_space, Kokkos::MemoryUnmanaged>(total.data()));
@@ -114,6 +148,22 @@ double clip_gradient_norm(Context<Space>& ctx, Gradients& gradients, double max_
   };
   Gradients::visit(scale, gradients);
   return norm;
+}
+
+/// Scales gradients so that their global norm is at most max_norm (max_norm <= 0: leaves them). The norm stays on the
+/// device: nothing waits, and a graph can hold it. Where it is not finite gradients become 0, and `ctx.check()` throws.
+template <class Space, class Gradients>
+void clip_by_global_norm(Context<Space>& ctx, Gradients& gradients, double max_norm) {
+  typename Context<Space>::Scratch scratch(ctx);
+  const auto number = detail::sum_of_squares(ctx, scratch, gradients);
+  Kokkos::parallel_for("moe::clip::factor", detail::Range<Space>(ctx.space, 0, 1),
+                       detail::ClipFactor{number.data(), max_norm, ctx.flag().data()});
+  auto scale = [&](std::string_view, auto& view) {
+    using T = typename std::decay_t<decltype(view)>::value_type;
+    Kokkos::parallel_for("moe::clip::scale", detail::Range<Space>(ctx.space, 0, Index(view.size())),
+                         detail::ScaleByNumber<T>{view.data(), number.data()});
+  };
+  Gradients::visit(scale, gradients);
 }
 
 MOE_NAMESPACE_END

@@ -7,6 +7,9 @@
 ///
 ///     AdamW, f32      4 value + 4 gradient + 8 moments             = 16, of which a step reads 16 and writes 12
 ///     AdamW, 16 bits  2 value + 2 gradient + 4 master + 8 moments  = 16, of which a step reads 14 and writes 14
+///
+/// `step` is `prepare`, which writes the step's numbers (learning rate, bias corrections) where kernels read them, and
+/// `apply`. A graph can hold `apply`; call `prepare` before each of its launches (docs/devices.md).
 
 #include <functional>
 #include <vector>
@@ -93,27 +96,39 @@ class AdamW {
     decays_ = detail::decays_of(parameters, options_.decays);
   }
 
-  Index step_count = 0;  ///< steps done
+  Index step_count = 0;  ///< steps prepared
 
   /// One step on gradients times gradient_scale (see clip_factor and LossScale); gradients stay as they are.
   template <class Space, class Gradients>
   void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate,
             double gradient_scale = 1) {
-    detail::refuse_capture(ctx.space, "moe::AdamW's step, whose bias correction changes with each step on the host,",
-                           "Call it after the graph's launch: it launches on the same stream, and waits for nothing.");
+    prepare(ctx, learning_rate, gradient_scale);
+    apply(ctx, parameters, gradients);
+  }
+
+  /// The numbers of the next step, for `apply` to read. Waits for nothing; the first call allocates.
+  template <class Space>
+  void prepare(Context<Space>& ctx, double learning_rate, double gradient_scale = 1) {
     const AdamWOptions& o = options_;
-    const bool first_step = step_count++ == 0;
-    const double rate = learning_rate / (1 - std::pow(o.beta1, double(step_count))),
-                 root_scale = 1 / std::sqrt(1 - std::pow(o.beta2, double(step_count)));
+    const double steps = double(step_count + 1);
+    numbers_.write(ctx.space, step_count == 0,
+                   {gradient_scale, 1 - learning_rate * o.weight_decay, learning_rate / (1 - std::pow(o.beta1, steps)),
+                    1 / std::sqrt(1 - std::pow(o.beta2, steps))});
+    ++step_count;
+  }
+
+  /// The step that `prepare` described.
+  template <class Space, class Gradients>
+  void apply(Context<Space>& ctx, Parameters& parameters, Gradients& gradients) {
+    const bool first_step = numbers_.begin(ctx.space);
+    const AdamWOptions& o = options_;
     auto update = [&](std::size_t number, const auto& value, const auto& arrays) {
       using T = typename std::decay_t<decltype(value)>::value_type;
       using Real = RouterReal<T>;
-      const double keep = 1 - learning_rate * (decays_[number] ? o.weight_decay : 0.0);
-      detail::run_step(
-          ctx, "moe::AdamW", Index(value.size()),
-          detail::AdamWStep<T>{arrays, first_.data(number, value), second_.data(number, value), Real(gradient_scale),
-                               Real(o.beta1), Real(1 - o.beta1), Real(o.beta2), Real(1 - o.beta2), Real(keep),
-                               Real(rate), Real(root_scale), Real(o.epsilon)});
+      detail::run_step(ctx, "moe::AdamW", Index(value.size()),
+                       detail::AdamWStep<T>{arrays, numbers_.template data<Real>(), first_.data(number, value),
+                                            second_.data(number, value), Real(o.beta1), Real(1 - o.beta1),
+                                            Real(o.beta2), Real(1 - o.beta2), Real(o.epsilon), decays_[number]});
     };
     detail::each_step(ctx, parameters, gradients, masters_, first_step, update);
   }
@@ -128,6 +143,7 @@ class AdamW {
 
  private:
   detail::WideArrays<Parameters> masters_, first_, second_;
+  detail::StepNumbers<detail::AdamWNumbers> numbers_{"moe::AdamW"};
   AdamWOptions options_;
   std::vector<bool> decays_;
 };
@@ -145,24 +161,35 @@ class SGD {
     decays_ = detail::decays_of(parameters, options_.decays);
   }
 
-  Index step_count = 0;  ///< steps done
+  Index step_count = 0;  ///< steps prepared
 
-  /// One step on gradients times gradient_scale; gradients stay as they are. In a graph it keeps the learning rate.
+  /// One step on gradients times gradient_scale; gradients stay as they are.
   template <class Space, class Gradients>
   void step(Context<Space>& ctx, Parameters& parameters, Gradients& gradients, double learning_rate,
             double gradient_scale = 1) {
-    if (step_count == 0)
-      detail::refuse_capture(ctx.space, "moe::SGD's first step, which starts masters and momentum,",
-                             "Take one step before capturing.");
+    prepare(ctx, learning_rate, gradient_scale);
+    apply(ctx, parameters, gradients);
+  }
+
+  /// The numbers of the next step, for `apply` to read. Waits for nothing; the first call allocates.
+  template <class Space>
+  void prepare(Context<Space>& ctx, double learning_rate, double gradient_scale = 1) {
+    numbers_.write(ctx.space, step_count == 0, {gradient_scale, learning_rate});
+    ++step_count;
+  }
+
+  /// The step that `prepare` described.
+  template <class Space, class Gradients>
+  void apply(Context<Space>& ctx, Parameters& parameters, Gradients& gradients) {
+    const bool first_step = numbers_.begin(ctx.space);
     const SGDOptions& o = options_;
-    const bool first_step = step_count++ == 0;
     auto update = [&](std::size_t number, const auto& value, const auto& arrays) {
       using T = typename std::decay_t<decltype(value)>::value_type;
       using Real = RouterReal<T>;
-      detail::run_step(ctx, "moe::SGD", Index(value.size()),
-                       detail::SGDStep<T>{arrays, velocity_.data(number, value), Real(gradient_scale),
-                                          Real(decays_[number] ? o.weight_decay : 0.0), Real(o.momentum),
-                                          Real(learning_rate), o.nesterov, first_step});
+      detail::run_step(
+          ctx, "moe::SGD", Index(value.size()),
+          detail::SGDStep<T>{arrays, numbers_.template data<Real>(), velocity_.data(number, value),
+                             Real(decays_[number] ? o.weight_decay : 0.0), Real(o.momentum), o.nesterov, first_step});
     };
     detail::each_step(ctx, parameters, gradients, masters_, first_step, update);
   }
@@ -176,6 +203,7 @@ class SGD {
 
  private:
   detail::WideArrays<Parameters> masters_, velocity_;
+  detail::StepNumbers<detail::SGDNumbers> numbers_{"moe::SGD"};
   SGDOptions options_;
   std::vector<bool> decays_;
 };

@@ -1,6 +1,9 @@
 #pragma once
 /// @file
-/// Optimisers' steps on a run of elements.
+/// Optimisers' steps on a run of elements, and the numbers of a step.
+
+#include <memory>
+#include <utility>
 
 #include "moe/core/context.hpp"
 #include "moe/core/convert.hpp"
@@ -11,8 +14,77 @@ MOE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// A rule has `update<count>(i)` for elements i to i + count - 1: many at once on hosts, in loops of a known length
-/// that compilers make vectors of, one on devices. Chunks are fixed, so that bits do not depend on threads.
+template <template <class> class Numbers>
+struct BothPrecisions {
+  Numbers<float> single;
+  Numbers<double> wide;
+};
+
+template <class Value>
+struct WriteValue {
+  Value* to;
+  Value from;
+  KOKKOS_FUNCTION void operator()(Index) const { *to = from; }
+};
+
+/// What changes from step to step, as Numbers<float> and Numbers<double>. It lies where kernels run, so that a captured
+/// step reads what was written there last.
+template <template <class> class Numbers>
+class StepNumbers {
+  using Both = BothPrecisions<Numbers>;
+
+ public:
+  explicit StepNumbers(const char* optimizer) : optimizer_(optimizer) {}
+
+  /// Behind what the stream holds already. first: of all steps. The first call allocates.
+  template <class Space>
+  void write(const Space& space, bool first, const Numbers<double>& numbers) {
+    if (capturing(space))
+      throw Error(sentence(optimizer_,
+                           "'s step and prepare, whose numbers change with each step, cannot be captured in a graph. "
+                           "Capture apply(ctx, parameters, gradients), and call prepare(ctx, learning_rate) before "
+                           "each launch."));
+    using View = Kokkos::View<Both, typename Space::memory_space>;
+    if (both_ == nullptr) {
+      const auto view = std::make_shared<View>(Kokkos::view_alloc(Kokkos::WithoutInitializing, "moe::step_numbers"));
+      both_ = std::shared_ptr<Both>(view, view->data());
+    }
+    Kokkos::parallel_for("moe::step_numbers", detail::Range<Space>(space, 0, 1),
+                         WriteValue<Both>{both_.get(), {numbers.template as<float>(), numbers}});
+    first_ = first;
+  }
+
+  /// Before a step is applied: is it the first of all? Throws where it cannot be applied.
+  template <class Space>
+  bool begin(const Space& space) {
+    require<ConfigError>(both_ != nullptr, optimizer_,
+                         "::apply: there is no step to apply. Call prepare(ctx, learning_rate) before it, or step, "
+                         "which is both.");
+    if (first_ && capturing(space))
+      throw Error(sentence(optimizer_,
+                           "'s first step, which starts what it keeps, cannot be captured in a graph. Take one step "
+                           "before capturing."));
+    return std::exchange(first_, false);
+  }
+
+  template <class Real>
+  const Numbers<Real>* data() const {
+    if constexpr (std::is_same_v<Real, float>) {
+      return &both_->single;
+    } else {
+      return &both_->wide;
+    }
+  }
+
+ private:
+  const char* optimizer_;
+  std::shared_ptr<Both> both_;
+  bool first_ = false;
+};
+
+/// A rule has `numbers` and `update<count>(i, *numbers)` for elements i to i + count - 1: many at once on hosts, in
+/// loops of a known length that compilers make vectors of, one on devices. Chunks are fixed, so that bits do not depend
+/// on threads.
 template <class Rule, bool host>
 struct StepChunk {
   static constexpr int block = 64;
@@ -21,12 +93,13 @@ struct StepChunk {
   Index size;
   KOKKOS_FUNCTION void operator()(Index item) const {
     const Rule local = rule;  // where no store can reach it
+    const auto numbers = *rule.numbers;
     const Index next = (item + 1) * chunk, last = next < size ? next : size;
     Index i = item * chunk;
     if constexpr (host) {
-      for (; i + block <= last; i += block) local.template update<block>(i);
+      for (; i + block <= last; i += block) local.template update<block>(i, numbers);
     }
-    for (; i < last; ++i) local.template update<1>(i);
+    for (; i < last; ++i) local.template update<1>(i, numbers);
   }
 };
 
@@ -65,16 +138,29 @@ struct StartMaster {
   KOKKOS_FUNCTION void operator()(Index i) const { master[i] = RouterReal<T>(value[i]); }
 };
 
+/// Bias corrections are in rate and root_scale; keep is of arrays that decay.
+template <class Real>
+struct AdamWNumbers {
+  Real gradient_scale, keep, rate, root_scale;
+  template <class Other>
+  AdamWNumbers<Other> as() const {
+    return {Other(gradient_scale), Other(keep), Other(rate), Other(root_scale)};
+  }
+};
+
 template <class T>
 struct AdamWStep {
   using Real = RouterReal<T>;
   StepArrays<T> at;
+  const AdamWNumbers<Real>* numbers;
   Real *first, *second;
-  Real gradient_scale, beta1, rest1, beta2, rest2;  // rest = 1 - beta
-  Real keep, rate, root_scale, epsilon;             // bias corrections are in rate and root_scale
+  Real beta1, rest1, beta2, rest2, epsilon;  // rest = 1 - beta
+  bool decays;
 
   template <int count>
-  KOKKOS_FUNCTION void update(Index i) const {
+  KOKKOS_FUNCTION void update(Index i, const AdamWNumbers<Real>& now) const {
+    const Real gradient_scale = now.gradient_scale, keep = decays ? now.keep : Real(1), rate = now.rate,
+               root_scale = now.root_scale;
     Real gradient[count];
     alignas(32) Real root[count];  // GCC 12 without optimisation roots it by aligned loads
     Real *w = at.trained() + i, *m = first + i, *v = second + i;
@@ -93,16 +179,27 @@ struct AdamWStep {
   }
 };
 
+template <class Real>
+struct SGDNumbers {
+  Real gradient_scale, rate;
+  template <class Other>
+  SGDNumbers<Other> as() const {
+    return {Other(gradient_scale), Other(rate)};
+  }
+};
+
 template <class T>
 struct SGDStep {
   using Real = RouterReal<T>;
   StepArrays<T> at;
+  const SGDNumbers<Real>* numbers;
   Real* velocity;  // or null
-  Real gradient_scale, decay, momentum, rate;
+  Real decay, momentum;
   bool nesterov, first_step;
 
   template <int count>
-  KOKKOS_FUNCTION void update(Index i) const {
+  KOKKOS_FUNCTION void update(Index i, const SGDNumbers<Real>& now) const {
+    const Real gradient_scale = now.gradient_scale, rate = now.rate;
     Real change[count];
     Real* w = at.trained() + i;
     convert<count>(at.gradient + i, change);
@@ -110,12 +207,12 @@ struct SGDStep {
     for (int j = 0; j < count; ++j) change[j] = gradient_scale * change[j] + decay * w[j];
     if (velocity != nullptr) {
       const Real before = first_step ? Real(0) : momentum;
-      const Real now = nesterov ? Real(1) : Real(0), moving = nesterov ? momentum : Real(1);
+      const Real still = nesterov ? Real(1) : Real(0), moving = nesterov ? momentum : Real(1);
       Real* u = velocity + i;
       MOE_INDEPENDENT
       for (int j = 0; j < count; ++j) {
         u[j] = before * u[j] + change[j];
-        change[j] = now * change[j] + moving * u[j];
+        change[j] = still * change[j] + moving * u[j];
       }
     }
     MOE_INDEPENDENT
