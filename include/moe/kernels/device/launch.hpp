@@ -68,19 +68,28 @@ void launch_blocks(const Kokkos::Cuda& space, const Kernel& kernel, Index tiles)
 }
 #endif
 
+/// Are a kernel's teams started without Kokkos?
+template <class Space, class Kernel>
+inline constexpr bool starts_by_itself =
+#if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)
+    (std::is_same_v<Space, Kokkos::Cuda> && Kernel::scratch_by_itself);
+#else
+    false;
+#endif
+
 /// Runs a kernel on all of its tiles.
 template <class Space, class Kernel>
 void launch(const Space& space, const Kernel& kernel) {
   const Index tiles = kernel.most_tiles(), bytes = kernel.bytes_of(kernel.product.experts);
   if (tiles == 0) return;
-#if defined(KOKKOS_ENABLE_CUDA) && defined(__CUDACC__)
-  if constexpr (std::is_same_v<Space, Kokkos::Cuda> && Kernel::scratch_by_itself)
-    return launch_blocks(space, kernel, tiles);
-#endif
-  const Index teams = std::min<Index>(tiles, std::max<Index>(1, space.concurrency() / Kernel::threads));
-  auto policy = Teams<Space, Kernel::threads>(space, int(teams), Kernel::threads)
-                    .set_scratch_size(0, Kokkos::PerTeam(int(bytes) + line_bytes));
-  Kokkos::parallel_for("moe::device::multiply", policy, KokkosKernel<Kernel>{kernel, bytes});
+  if constexpr (starts_by_itself<Space, Kernel>) {
+    launch_blocks(space, kernel, tiles);
+  } else {
+    const Index teams = std::min<Index>(tiles, std::max<Index>(1, space.concurrency() / Kernel::threads));
+    auto policy = Teams<Space, Kernel::threads>(space, int(teams), Kernel::threads)
+                      .set_scratch_size(0, Kokkos::PerTeam(int(bytes) + line_bytes));
+    Kokkos::parallel_for("moe::device::multiply", policy, KokkosKernel<Kernel>{kernel, bytes});
+  }
 }
 
 }  // namespace kernels::device
