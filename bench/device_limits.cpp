@@ -53,11 +53,8 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", rounds, "of which the best counts")->capture_default_str()->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);
   const Kokkos::ScopeGuard kokkos;
-  std::string name = Kokkos::DefaultExecutionSpace::name();
-#if defined(KOKKOS_ENABLE_CUDA)
-  name = Kokkos::Cuda().cuda_device_prop().name;
-#endif
-  const nlohmann::json line{
-      {"device", name}, {"bf16_tflops", bf16_peak(size, rounds)}, {"copy_gbs", bench::copy_bandwidth(rounds)}};
+  const nlohmann::json line{{"device", bench::device_name()},
+                            {"bf16_tflops", bf16_peak(size, rounds)},
+                            {"copy_gbs", bench::copy_bandwidth(rounds)}};
   fmt::print("{}\n", line.dump());
 }

@@ -1,13 +1,22 @@
 #pragma once
 /// @file
-/// On a device, what stands in the place of limits.hpp: the clock, and the bandwidth of copies. The peak of its
-/// products is bench_device_limits' to measure.
+/// On a device, what stands in the place of limits.hpp: its name, the clock, and the bandwidth of copies. The peak of
+/// its products is bench_device_limits' to measure.
 
 #include <Kokkos_Core.hpp>
 #include <algorithm>
 #include <chrono>
+#include <string>
 
 namespace bench {
+
+inline std::string device_name() {
+#if defined(KOKKOS_ENABLE_CUDA)
+  return Kokkos::Cuda().cuda_device_prop().name;
+#else
+  return Kokkos::HIP().hip_device_prop().name;
+#endif
+}
 
 inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

@@ -23,10 +23,8 @@ inline constexpr bool on_device = !moe::on_host<Space>;
 
 /// What the numbers are of: the processor's instructions, or the device.
 inline std::string machine() {
-#if defined(KOKKOS_ENABLE_CUDA)
-  return Kokkos::Cuda().cuda_device_prop().name;
-#elif defined(KOKKOS_ENABLE_HIP)
-  return Kokkos::HIP().hip_device_prop().name;
+#if defined(KOKKOS_ENABLE_CUDA) || defined(KOKKOS_ENABLE_HIP)
+  return device_name();
 #else
   return moe::instruction_set();
 #endif
