@@ -40,8 +40,9 @@ struct BlockBarrier {
   __device__ void operator()() const { __syncthreads(); }
 };
 
+/// Two blocks are to fit a multiprocessor: one multiplies while the other stores its sums.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) cuda_kernel(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, 2) cuda_kernel(const Kernel kernel) {
   extern __shared__ __align__(16) unsigned char moe_scratch[];
   kernel(Place<BlockBarrier>{
       int(threadIdx.x), Index(blockIdx.x), Index(gridDim.x), reinterpret_cast<std::byte*>(moe_scratch), {}});
