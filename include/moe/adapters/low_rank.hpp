@@ -27,10 +27,10 @@ struct LowRank {
     f("lora_B", same.b...);
   }
 
-  Index adapters() const { return Index(b.extent(0)); }
-  Index in() const { return Index(a.extent(2)); }
-  Index out() const { return Index(b.extent(1)); }
-  Index rank() const { return Index(b.extent(2)); }
+  KOKKOS_FUNCTION Index adapters() const { return Index(b.extent(0)); }
+  KOKKOS_FUNCTION Index in() const { return Index(a.extent(2)); }
+  KOKKOS_FUNCTION Index out() const { return Index(b.extent(1)); }
+  KOKKOS_FUNCTION Index rank() const { return Index(b.extent(2)); }
 };
 
 MOE_NAMESPACE_END
