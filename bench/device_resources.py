@@ -1,9 +1,14 @@
 #!/usr/bin/env python3
-"""What the kernels of a built program take of a GPU: registers, shared memory, spills, and the occupancy that leaves.
+"""What the kernels of built programs take of a GPU: registers, shared memory, spills, and the occupancy that leaves.
 
-PROGRAM holds CUDA code (read by cuobjdump) or HIP code (read by llvm-readelf), or it is a text file with what
-`nvcc --resource-usage` printed, for a machine without cuobjdump. No GPU is needed. Shared memory that is only asked for
-at the launch is not known here: such kernels run with less occupancy than this tells.
+A PROGRAM holds CUDA code (read by cuobjdump) or HIP code (read by llvm-readelf), or it is a text file with what
+`nvcc --resource-usage` printed, for a machine without cuobjdump. No GPU is needed. Products of matrices count with the
+threads and the scratch memory of their teams, for 256 experts. What other kernels ask for at the launch alone is not
+known here: they may run with less occupancy than this tells.
+
+    cmake --preset bench-cuda -DCMAKE_CUDA_ARCHITECTURES='80;90;100' && cmake --build --preset bench-cuda
+    cmake --preset bench-hip -DMOE_HIP_ARCHITECTURES='gfx90a;gfx942' && cmake --build --preset bench-hip
+    bench/device_resources.py build/bench-{cuda,hip}/bin/bench_layer --page docs/devices.md
 """
 
 import argparse
@@ -16,6 +21,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+
+import device_kernels
+import markdown
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -41,23 +49,24 @@ def up(value, step):
 
 
 def occupancy(kernel, threads):
-    """The part of a multiprocessor's waves (warps) that blocks of so many threads can fill, or None where it is unknown."""
+    """The part of a multiprocessor's waves (warps) that blocks can fill, or None where it is unknown. They have so many
+    threads, where the kernel does not say otherwise."""
     name = kernel["architecture"]
+    threads = kernel["threads"] or min(threads, kernel["max_threads"] or threads)
+    shared = kernel["shared"] + kernel["scratch"]
     if name in NVIDIA:
         limits, width = NVIDIA[name], 32
         by_registers = 4 * (16384 // up(max(kernel["registers"], 1) * 32, 256))
         reserved = 1024 if kernel["architecture"] == "sm_80" else 0
-        memory = up(max(kernel["shared"] + reserved, 1024), 128)
+        memory = up(max(shared + reserved, 1024), 128)
     elif name in AMD:
         limits, width = AMD[name], 64
         a_simd = min(8 if kernel["scalar_registers"] <= 100 else 7, 512 // up(max(kernel["registers"], 1), 8))
         by_registers = 4 * a_simd
-        memory = up(kernel["shared"], 512)
+        memory = up(shared, 512)
     else:
         return None
     waves = -(-threads // width)
-    if kernel["max_threads"] and threads > kernel["max_threads"]:
-        return 0.0
     blocks = min(limits["blocks"], limits["waves"] // waves, by_registers // waves)
     if memory:
         blocks = min(blocks, limits["memory"] // memory)
@@ -204,16 +213,18 @@ def demangle(kernels):
     for one, name in zip(kernels, names):
         one["name"] = short(name)
         one["of_moe"] = "moe::" in name or "3moe" in name
+        one["threads"], one["scratch"] = device_kernels.team_of(one["name"]) or (None, 0)
 
 
 def table(kernels, width, threads):
-    head = ["kernel", "registers", "scalar", "shared", "stack", "spilled", f"occupancy at {threads}"]
+    head = ["kernel", "registers", "scalar", "shared", "scratch", "stack", "spilled", f"occupancy at {threads}"]
     rows = []
     for k in kernels:
         name = k["name"] if len(k["name"]) <= width else k["name"][: width - 3] + "..."
         spilled = "?" if k["spilled"] is None else str(k["spilled"])
         part = "?" if k["occupancy"] is None else f"{100 * k['occupancy']:.0f} %"
-        rows.append([name, *(str(k[n]) for n in ("registers", "scalar_registers", "shared", "stack")), spilled, part])
+        numbers = [str(k[n]) for n in ("registers", "scalar_registers", "shared", "scratch", "stack")]
+        rows.append([name, *numbers, spilled, part])
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         print("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]))
@@ -221,28 +232,30 @@ def table(kernels, width, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program", type=pathlib.Path)
+    parser.add_argument("programs", metavar="PROGRAM", type=pathlib.Path, nargs="+")
     parser.add_argument("--architecture", help="only this one, as sm_90 or gfx942")
     parser.add_argument("--threads", type=int, default=256, help="of a block, for the occupancy (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="kernels of Kokkos and others, too")
     parser.add_argument("--json", action="store_true", help="print everything, as JSON")
+    parser.add_argument("--page", type=pathlib.Path, help="write the table of bench_layer's kernels into this page")
     parser.add_argument("--width", type=int, default=72, help="of the names in the table (default: %(default)s)")
     parser.add_argument("--cuobjdump", help="the tool; searched for otherwise")
     parser.add_argument("--readelf", help="LLVM's readelf; searched for otherwise")
     options = parser.parse_args()
     if options.threads < 1 or options.threads > 1024:
         parser.error("a block has 1 to 1024 threads")
-    if not options.program.is_file():
-        parser.error(f"{options.program} is no file")
+    for program in options.programs:
+        if not program.is_file():
+            parser.error(f"{program} is no file")
 
-    kernels = read(options.program, options)
+    kernels = [one for program in options.programs for one in read(program, options)]
     demangle(kernels)
     if options.architecture:
         kernels = [k for k in kernels if k["architecture"] == options.architecture]
     if not options.all:
         kernels = [k for k in kernels if k["of_moe"]]
     if not kernels:
-        sys.exit(f"{options.program} holds no kernels{' of moe' if not options.all else ''}"
+        sys.exit(f"{', '.join(map(str, options.programs))}: no kernels{' of moe' if not options.all else ''}"
                  f"{' for ' + options.architecture if options.architecture else ''}")
     # The same kernel may stand in several translation units.
     kernels = list({(k["architecture"], k["symbol"]): k for k in kernels}.values())
@@ -252,9 +265,13 @@ def main():
     if options.json:
         print(json.dumps(kernels, indent=1))
         return
+    if options.page:
+        page = markdown.replace_block(options.page.read_text(), "resources", device_kernels.table(kernels))
+        options.page.write_text(page)
+        return
     for architecture in sorted({k["architecture"] for k in kernels}):
         of_it = [k for k in kernels if k["architecture"] == architecture]
-        print(f"{options.program.name}, {architecture}: {len(of_it)} kernels; shared memory and stack in bytes")
+        print(f"{architecture}: {len(of_it)} kernels; memory in bytes")
         table(of_it, options.width, options.threads)
         print()
 

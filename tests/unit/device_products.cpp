@@ -136,6 +136,16 @@ TEST_CASE("NVIDIA's matrix units in TF32, emulated but for the rounding") {
   check_all(problem, [](const auto& p) { run_by_teams<EmulatedWarpTile<float, 16, 64, 32, 1, 4, 1, 4>>(p, 1); });
 }
 
+// As bench/device_kernels.py counts them (see tests/device_resources.cmake).
+TEST_CASE("Teams of products take the scratch memory that is told of them") {
+  namespace device = moe::kernels::device;
+  using moe::bfloat16;
+  using Finish = device::Activate<bfloat16, moe::SwiGLU>;
+  using Large = device::TileProduct<bfloat16, EmulatedWarpTile<bfloat16, 128, 64, 32, 2, 4, 2, 3>, true, true, Finish>;
+  CHECK(Large::bytes_of(256) == 63504);
+  CHECK(Large::threads == 256);
+}
+
 TEMPLATE_TEST_CASE("AMD's matrix units, emulated", "", moe::bfloat16, moe::float16) {
   using T = TestType;
   const Problem<T> problem{{0, 0, 3, 3, 140, 141}, 150, 136, 72};
