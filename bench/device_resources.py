@@ -216,8 +216,8 @@ def demangle(kernels):
         one["threads"], one["scratch"] = device_kernels.team_of(one["name"]) or (None, 0)
 
 
-def table(kernels, width, threads):
-    head = ["kernel", "registers", "scalar", "shared", "scratch", "stack", "spilled", f"occupancy at {threads}"]
+def table(kernels, width):
+    head = ["kernel", "registers", "scalar", "shared", "scratch", "stack", "spilled", "occupancy"]
     rows = []
     for k in kernels:
         name = k["name"] if len(k["name"]) <= width else k["name"][: width - 3] + "..."
@@ -234,7 +234,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", metavar="PROGRAM", type=pathlib.Path, nargs="+")
     parser.add_argument("--architecture", help="only this one, as sm_90 or gfx942")
-    parser.add_argument("--threads", type=int, default=256, help="of a block, for the occupancy (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=256, help="of a block for the occupancy, but of products (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="kernels of Kokkos and others, too")
     parser.add_argument("--json", action="store_true", help="print everything, as JSON")
     parser.add_argument("--page", type=pathlib.Path, help="write the table of bench_layer's kernels into this page")
@@ -272,7 +272,7 @@ def main():
     for architecture in sorted({k["architecture"] for k in kernels}):
         of_it = [k for k in kernels if k["architecture"] == architecture]
         print(f"{architecture}: {len(of_it)} kernels; memory in bytes")
-        table(of_it, options.width, options.threads)
+        table(of_it, options.width)
         print()
 
 

@@ -52,6 +52,6 @@ int main(int argc, char** argv) {
     step();
   }
 #endif
-  ctx.check();  // NaN or wrong ids in any of the steps?
+  ctx.check();  // NaN, wrong ids or infinite gradients in any of the steps?
   std::cout << "balance loss after 11 steps: " << tape.loss() << '\n' << moe::load_report(tape);
 }

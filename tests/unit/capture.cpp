@@ -73,6 +73,7 @@ void check_optimizer(const std::string& name) {
   optimizer.prepare(step.ctx, 1e-2);
   refused(apply, "Take one step before");
   apply();
+  CHECK_THROWS_WITH(apply(), Contains("Call prepare"));
   refused([&] { optimizer.step(step.ctx, step.layer.parameters, step.gradients, 1e-2); }, name + "'s step");
   refused([&] { optimizer.prepare(step.ctx, 1e-2); }, "Capture apply");
   CHECK(optimizer.step_count == 1);

@@ -211,13 +211,20 @@ TEST_CASE("Steps whose gradients overflow are skipped, and scaling changes nothi
   CHECK(std::abs(double(float(p.weight(0, 0))) - expected.w) < 0x1p-10);
 }
 
-// As when an early checkpoint is read into an optimiser that has been in use.
-TEMPLATE_TEST_CASE("An optimiser set back to step 0 takes its masters anew", "", moe::SGD<Arrays<moe::bfloat16>>,
+// As when forward passes throw, and when an early checkpoint is read into an optimiser that has been in use.
+TEMPLATE_TEST_CASE("The first step takes masters, prepared twice or after others", "", moe::SGD<Arrays<moe::bfloat16>>,
                    moe::AdamW<Arrays<moe::bfloat16>>) {
   moe::Context<Space> ctx;
   auto p = arrays<moe::bfloat16>(1, 2, 3), g = arrays<moe::bfloat16>(5, 2, 3);
+  Kokkos::deep_copy(p.weight, moe::bfloat16(3.0f));  // far from what a step reaches from 0
+  const auto before = clone(p.weight);
   TestType optimizer(p);
+  optimizer.prepare(ctx, 0.1);  // and again, as after a forward pass that threw
   optimizer.step(ctx, p, g, 0.1);
+  for (Index i = 0; i < 6; ++i) {
+    const double start = float(before.data()[i]);
+    CHECK(std::abs(float(p.weight.data()[i]) - start) <= 0.2 + std::abs(start) / 128);
+  }
   Kokkos::deep_copy(p.weight, moe::bfloat16(5.0f));
   optimizer.step_count = 0;
   optimizer.step(ctx, p, g, 0);

@@ -65,7 +65,7 @@ struct FP8FFN {
     const Index width = (gated ? 2 : 1) * shape.intermediate;
     // A block of 128 rows must not hold both the gate's and up's.
     detail::require<ConfigError>(!gated || shape.intermediate % kernels::scale_block == 0, "moe::FP8FFN: intermediate ",
-                                 shape.intermediate,
+                                 shape.intermediate, shape.experts == 1 ? " (of shared experts, all together)" : "",
                                  " is no multiple of 128, so a scale would span the gate's rows and up's. Pad it, or "
                                  "pack as moe::bfloat16.");
     Parameters<T, Space> p;

@@ -178,13 +178,13 @@ using Packed = typename detail::PackLayer<Layer, T>::Packed;
 ///
 /// Sums are f32; those of int8 are exact, and PackedFFN says how weights and tokens become int8. Throws ConfigError
 /// where such sums might not fit int32: H or I beyond 133,144. float8_e4m3 takes and gives bfloat16, and is made for
-/// devices: see FP8FFN.
+/// devices: see FP8FFN; gated experts, shared ones too, then need a width of a multiple of 128, else ConfigError.
 ///
 /// Weights are laid out once, in the order in which the kernels read them; `layer` stays as it is, and later changes of
-/// it do not reach the packed one. Experts of one's own, and NormalizedExperts, stay as they are, in T (beside
-/// int8: float). Where I is not
-/// a multiple of 32, activations are also applied to zeros, and have to be finite there. A token's sum runs over its
-/// experts in their order, not in the order of choice: the last bits may differ from `layer`'s.
+/// it do not reach the packed one. Experts of one's own, and NormalizedExperts, stay as they are, in T (beside int8:
+/// float; beside float8_e4m3: bfloat16). Where I is not a multiple of 32, activations are also applied to zeros, and
+/// have to be finite there. A token's sum runs over its experts in their order, not in the order of choice: the last
+/// bits may differ from `layer`'s.
 template <class T = float, class Layer>
 Packed<Layer, T> pack(const Layer& layer) {
   return detail::PackLayer<Layer, T>::make(layer);

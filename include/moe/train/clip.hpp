@@ -6,6 +6,7 @@
 
 #include "moe/core/context.hpp"
 #include "moe/core/convert.hpp"
+#include "moe/core/each_row.hpp"
 #include "moe/core/parameter.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -38,14 +39,31 @@ struct SquareChunk {
   }
 };
 
+/// SquareChunk where a warp takes a chunk: neighbours read neighbours.
+template <class T>
+struct SquareChunkByTeam {
+  const T* data;
+  Index size;
+  double* parts;
+  KOKKOS_FUNCTION void operator()(Index chunk, const Team& team) const {
+    const Index first = chunk * norm_chunk, left = size - first;
+    double sum = 0;
+    team.each(left < norm_chunk ? left : norm_chunk,
+              [&](Index i) { sum += SquareChunk<T>::square(RouterReal<T>(data[first + i])); });
+    sum = team.total_of(sum);
+    team.single([&] { parts[chunk] = sum; });
+  }
+};
+
 struct AddParts {
   const double* parts;
   Index size;
   double* total;
-  KOKKOS_FUNCTION void operator()(Index) const {
+  KOKKOS_FUNCTION void operator()(Index, const Team& team) const {
     double sum = 0;
-    for (Index i = 0; i < size; ++i) sum += parts[i];
-    *total += sum;
+    team.each(size, [&](Index i) { sum += parts[i]; });
+    sum = team.total_of(sum);
+    team.single([&] { *total += sum; });
   }
 };
 
@@ -93,10 +111,13 @@ Vector<double, Space> sum_of_squares(Context<Space>& ctx, typename Context<Space
     typename Context<Space>::Scratch inner(ctx);
     const Index size = view.size(), chunks = (size + norm_chunk - 1) / norm_chunk;
     auto parts = inner.template vector<double>(chunks);
-    Kokkos::parallel_for("moe::clip::square", detail::Range<Space>(ctx.space, 0, chunks),
-                         SquareChunk<T>{view.data(), size, parts.data()});
-    Kokkos::parallel_for("moe::clip::add", detail::Range<Space>(ctx.space, 0, 1),
-                         AddParts{parts.data(), chunks, total.data()});
+    if constexpr (device_path<Space>) {
+      each_row(ctx.space, "moe::clip::square", chunks, SquareChunkByTeam<T>{view.data(), size, parts.data()});
+    } else {
+      Kokkos::parallel_for("moe::clip::square", detail::Range<Space>(ctx.space, 0, chunks),
+                           SquareChunk<T>{view.data(), size, parts.data()});
+    }
+    each_row(ctx.space, "moe::clip::add", 1, AddParts{parts.data(), chunks, total.data()});
   };
   Gradients::visit(square, gradients);
   return total;
@@ -151,7 +172,8 @@ double clip_gradient_norm(Context<Space>& ctx, Gradients& gradients, double max_
 }
 
 /// Scales gradients so that their global norm is at most max_norm (max_norm <= 0: leaves them). The norm stays on the
-/// device: nothing waits, and a graph can hold it. Where it is not finite gradients become 0, and `ctx.check()` throws.
+/// device: nothing waits, and a graph can hold it, with this max_norm. Where the norm is not finite gradients become 0,
+/// so that a step moves by momentum and weight decay alone, and `ctx.check()` throws (on hosts the next forward pass).
 template <class Space, class Gradients>
 void clip_by_global_norm(Context<Space>& ctx, Gradients& gradients, double max_norm) {
   typename Context<Space>::Scratch scratch(ctx);

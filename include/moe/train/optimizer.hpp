@@ -9,7 +9,8 @@
 ///     AdamW, 16 bits  2 value + 2 gradient + 4 master + 8 moments  = 16, of which a step reads 14 and writes 14
 ///
 /// `step` is `prepare`, which writes the step's numbers (learning rate, bias corrections) where kernels read them, and
-/// `apply`. A graph can hold `apply`; call `prepare` before each of its launches (docs/devices.md).
+/// `apply`. A graph can hold `apply`; call `prepare` before each of its launches, on the same stream (docs/devices.md).
+/// Copies of an optimiser share what it keeps, these numbers included.
 
 #include <functional>
 #include <vector>
@@ -111,7 +112,7 @@ class AdamW {
   void prepare(Context<Space>& ctx, double learning_rate, double gradient_scale = 1) {
     const AdamWOptions& o = options_;
     const double steps = double(step_count + 1);
-    numbers_.write(ctx.space, step_count == 0,
+    numbers_.write(ctx.space, step_count,
                    {gradient_scale, 1 - learning_rate * o.weight_decay, learning_rate / (1 - std::pow(o.beta1, steps)),
                     1 / std::sqrt(1 - std::pow(o.beta2, steps))});
     ++step_count;
@@ -174,7 +175,7 @@ class SGD {
   /// The numbers of the next step, for `apply` to read. Waits for nothing; the first call allocates.
   template <class Space>
   void prepare(Context<Space>& ctx, double learning_rate, double gradient_scale = 1) {
-    numbers_.write(ctx.space, step_count == 0, {gradient_scale, learning_rate});
+    numbers_.write(ctx.space, step_count, {gradient_scale, learning_rate});
     ++step_count;
   }
 

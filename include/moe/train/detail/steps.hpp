@@ -36,14 +36,12 @@ class StepNumbers {
  public:
   explicit StepNumbers(const char* optimizer) : optimizer_(optimizer) {}
 
-  /// Behind what the stream holds already. first: of all steps. The first call allocates.
+  /// Behind what the stream holds already; for the step that follows so many. The first call allocates.
   template <class Space>
-  void write(const Space& space, bool first, const Numbers<double>& numbers) {
-    if (capturing(space))
-      throw Error(sentence(optimizer_,
-                           "'s step and prepare, whose numbers change with each step, cannot be captured in a graph. "
-                           "Capture apply(ctx, parameters, gradients), and call prepare(ctx, learning_rate) before "
-                           "each launch."));
+  void write(const Space& space, Index step_count, const Numbers<double>& numbers) {
+    refuse_capture(
+        space, sentence(optimizer_, "'s step and prepare, whose numbers change with each step,").c_str(),
+        "Capture apply(ctx, parameters, gradients), and call prepare(ctx, learning_rate) before each launch.");
     using View = Kokkos::View<Both, typename Space::memory_space>;
     if (both_ == nullptr) {
       const auto view = std::make_shared<View>(Kokkos::view_alloc(Kokkos::WithoutInitializing, "moe::step_numbers"));
@@ -51,19 +49,23 @@ class StepNumbers {
     }
     Kokkos::parallel_for("moe::step_numbers", detail::Range<Space>(space, 0, 1),
                          WriteValue<Both>{both_.get(), {numbers.template as<float>(), numbers}});
-    first_ = first;
+    // The first step stays the first where it was prepared again, as after a forward pass that threw.
+    first_ = step_count == 0 || (first_ && step_count == step_count_ + 1);
+    step_count_ = step_count;
+    prepared_ = true;
   }
 
   /// Before a step is applied: is it the first of all? Throws where it cannot be applied.
   template <class Space>
   bool begin(const Space& space) {
-    require<ConfigError>(both_ != nullptr, optimizer_,
-                         "::apply: there is no step to apply. Call prepare(ctx, learning_rate) before it, or step, "
+    const bool captured = capturing(space);
+    require<ConfigError>(both_ != nullptr && (prepared_ || captured), optimizer_,
+                         "::apply: there is no step to apply. Call prepare(ctx, learning_rate) before each, or step, "
                          "which is both.");
-    if (first_ && capturing(space))
-      throw Error(sentence(optimizer_,
-                           "'s first step, which starts what it keeps, cannot be captured in a graph. Take one step "
-                           "before capturing."));
+    if (first_)
+      refuse_capture(space, sentence(optimizer_, "'s first step, which starts what it keeps,").c_str(),
+                     "Take one step before capturing.");
+    if (!captured) prepared_ = false;
     return std::exchange(first_, false);
   }
 
@@ -79,7 +81,8 @@ class StepNumbers {
  private:
   const char* optimizer_;
   std::shared_ptr<Both> both_;
-  bool first_ = false;
+  Index step_count_ = 0;
+  bool first_ = false, prepared_ = false;
 };
 
 /// A rule has `numbers` and `update<count>(i, *numbers)` for elements i to i + count - 1: many at once on hosts, in
