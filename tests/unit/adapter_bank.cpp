@@ -318,7 +318,7 @@ TEST_CASE("A captured step of adapters needs one before it") {
   Bank<float, Space> bank;
   bank.rows({0, 1});
   moe::detail::pretend_capture = true;
-  CHECK_THROWS_WITH(bank.forward(), Contains("holds no forward of 2 rows"));
+  CHECK_THROWS_WITH(bank.forward(), Contains("holds none on 2 tokens"));
   moe::detail::pretend_capture = false;
 }
 

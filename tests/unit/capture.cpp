@@ -52,6 +52,48 @@ TEST_CASE("What allocates is refused") {
   refused([&] { moe::Context<Space>::Scratch(other).vector<float>(10); }, "workspace that has to grow");
 }
 
+template <class Layer>
+void check_layer_allocations(Layer layer, Index in, Index out, const std::string& name) {
+  INFO(name);
+  moe::Context<Space> ctx;
+  typename Layer::Tape tape;
+  auto gradients = layer.gradients();
+  moe::Batch<float, Space> batch;
+  batch.x = random<moe::Matrix<float, Space>>(1, tokens, in);
+  const auto dy = random<moe::Matrix<float, Space>>(2, tokens, out);
+  const auto forward = [&] { layer.forward(ctx, batch, tape); };
+  const auto backward = [&] { layer.backward(ctx, dy, tape, gradients); };
+  refused(forward, name + "::forward");
+  forward();
+  refused(backward, "::backward");
+  backward();
+  batch.x = random<moe::Matrix<float, Space>>(1, tokens / 2, in);
+  refused(forward, "on 20 tokens, so it has to allocate");
+  if (!moe::detail::device_path<Space>) return;  // hosts look at their flag
+  batch.x = random<moe::Matrix<float, Space>>(1, tokens, in);
+  const Capture capture;
+  CHECK_NOTHROW(forward());
+  CHECK_NOTHROW(backward());
+}
+
+TEST_CASE("What allocates is refused in attention and adapters, too") {
+  using On = moe::On<Space>;
+  check_layer_allocations(moe::SelfAttention<On>({.hidden = 24, .heads = 2}), 24, 24, "moe::SelfAttention");
+  check_layer_allocations(moe::SwitchHead<2, On>({.hidden = 24, .heads = 2, .experts = 3}), 24, 24, "moe::SwitchHead");
+  check_layer_allocations(moe::MixtureOfAttentionHeads<On>({.hidden = 24, .experts = 5, .key_heads = 3}), 24, 24,
+                          "moe::MixtureOfAttentionHeads");
+  moe::AdaptedLinear<On> linear({.in = 24, .out = 10, .experts = 3, .rank = 2});
+  linear.base.weight = random<moe::Matrix<float, Space>>(3, 10, 24);
+  check_layer_allocations(std::move(linear), 24, 10, "moe::AdaptedLinear");
+  moe::AdaptedFFN<moe::SwiGLU, On> ffn({.hidden = 24, .intermediate = 20, .experts = 3, .rank = 2});
+  ffn.base = {random<moe::Tensor3<float, Space>>(3, 1, 40, 24), random<moe::Tensor3<float, Space>>(4, 1, 24, 20)};
+  check_layer_allocations(std::move(ffn), 24, 24, "moe::AdaptedFFN");
+  check_layer_allocations(moe::RoutedAttention<On>({.hidden = 24, .heads = 2}), 24, 24, "moe::RoutedAttention");
+  using Block = moe::TransformerBlock<moe::SelfAttention<On>, Mixtral>;
+  check_layer_allocations(Block(typename Block::Config{{.hidden = 24, .heads = 2}, step_config}), 24, 24,
+                          "moe::TransformerBlock");
+}
+
 TEST_CASE("What returns a number is refused") {
   Step<Mixtral> step(Mixtral(step_config, moe::Seed{1}), tokens, Space{});
   step.train();

@@ -228,6 +228,7 @@ auto AdaptedFFN<ActivationPolicy, Policies...>::forward(Context<Space>& ctx, con
                                                         Tape& tape) const -> Matrix<Scalar, Space> {
   const Index tokens = batch.tokens(), inner = config_.intermediate, r = config_.rank;
   detail::check_tokens("moe::AdaptedFFN", batch, config_.hidden);
+  detail::check_seen(ctx.space, "moe::AdaptedFFN::forward", tape.y, tokens);
   detail::check_frozen<Scalar, Space>("moe::AdaptedFFN", base.up, (gated ? 2 : 1) * inner, config_.hidden);
   detail::check_frozen<Scalar, Space>("moe::AdaptedFFN", base.down, config_.hidden, inner);
   detail::check_router_input("moe::AdaptedFFN", batch, router_shape().hidden);
@@ -295,6 +296,7 @@ auto AdaptedFFN<ActivationPolicy, Policies...>::backward(Context<Space>& ctx, co
   const auto& plan = tape.plan;
   const Index tokens = batch.tokens(), inner = config_.intermediate, rows = plan.rows;
   detail::check_backward("moe::AdaptedFFN", id_, tape.owner, gradients.owner, dy, tokens, config_.hidden);
+  detail::check_seen(ctx.space, "moe::AdaptedFFN::backward", tape.dx, tokens);
   Scratch scratch(ctx);
   auto dweight = scratch.template vector<Real>(tape.routing.assignments.bound);
   auto dgate = scratch.template matrix<Scalar>(gated ? rows : 0, inner),

@@ -135,6 +135,7 @@ class AdaptedLinear {
   Matrix<Scalar, Space> forward(Context<Space>& ctx, const Batch<Scalar, Space>& batch, Tape& tape,
                                 const Base& base) const {
     check(batch, base);
+    detail::check_seen(ctx.space, "moe::AdaptedLinear::forward", tape.y, batch.tokens());
     tape.space = ctx.space;
     tape.batch = batch;
     detail::shape(tape.y, "moe::adapted_y", batch.tokens(), config_.out);
@@ -179,6 +180,7 @@ class AdaptedLinear {
     const auto& batch = tape.batch;
     const Index tokens = batch.tokens(), bound = tape.routing.assignments.bound;
     detail::check_backward("moe::AdaptedLinear", id_, tape.owner, gradients.owner, dy, tokens, config_.out);
+    detail::check_seen(ctx.space, "moe::AdaptedLinear::backward", tape.dx, tokens);
     typename Context<Space>::Scratch scratch(ctx);
     auto dbase = scratch.template matrix<Scalar>(tokens, config_.out);
     auto dweight = scratch.template vector<Real>(bound);

@@ -138,6 +138,7 @@ class SelfAttention {
     const Kokkos::Profiling::ScopedRegion stage("moe::attention");
     detail::check_backward("moe::SelfAttention", id_, tape.owner, gradients.owner, dy, tape.batch.tokens(),
                            config_.hidden);
+    detail::check_seen(ctx.space, "moe::SelfAttention::backward", tape.dx, tape.batch.tokens());
     typename Context<Space>::Scratch scratch(ctx);
     auto dqkv = scratch.template matrix<Scalar>(tape.qkv.extent(0), tape.qkv.extent(1));
     auto dmixed = scratch.template matrix<Scalar>(tape.mixed.extent(0), tape.mixed.extent(1));
@@ -178,6 +179,7 @@ class SelfAttention {
     const Kokkos::Profiling::ScopedRegion stage("moe::attention");
     const Index tokens = batch.tokens();
     detail::check_tokens("moe::SelfAttention", batch, config_.hidden);
+    detail::check_seen(ctx.space, "moe::SelfAttention::forward", tape.y, tokens);
     tape.batch = batch;
     detail::shape(tape.qkv, "moe::qkv", tokens, Index(parameters.qkv.extent(0)));
     detail::shape(tape.mixed, "moe::mixed", tokens, config_.heads * config_.width());

@@ -153,6 +153,7 @@ class TransformerBlock {
     using M = Matrix<const Scalar, Space>;
     const Index tokens = tape.batch.tokens(), hidden = config_.hidden;
     detail::check_backward("moe::TransformerBlock", id_, tape.owner, gradients.owner, dy, tokens, hidden);
+    detail::check_seen(ctx.space, "moe::TransformerBlock::backward", tape.dx, tokens);
     typename Context<Space>::Scratch scratch(ctx);
     auto dmiddle = scratch.template matrix<Scalar>(tokens, hidden),
          da = scratch.template matrix<Scalar>(tokens, hidden);
@@ -182,6 +183,7 @@ class TransformerBlock {
     using Norm = detail::RmsNormRow<Scalar, Space>;
     const Index tokens = batch.tokens();
     detail::check_tokens("moe::TransformerBlock", batch, config_.hidden);
+    detail::check_seen(ctx.space, "moe::TransformerBlock::forward", tape.y, tokens);
     tape.batch = batch;
     for (auto* view : {&tape.normed, &tape.middle, &tape.middle_normed, &tape.y})
       detail::shape(*view, "moe::block", tokens, config_.hidden);

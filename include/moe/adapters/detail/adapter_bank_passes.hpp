@@ -134,9 +134,8 @@ auto AdapterBank<Policies...>::forward(Context<Space>& ctx, const Batch<Scalar, 
       "moe::AdapterBank::forward: ", ids.extent(0), " ids for ", tokens, " rows",
       batch.sequence_offsets.is_allocated() ? detail::sentence(" of ", sequences.count, " sequences") : "",
       ". Give one a row, or one a sequence and the batch's sequence_offsets.");
-  detail::require<Error>((tape.owner == id_ && tape.batch.tokens() == tokens) || !capturing(ctx.space),
-                         "moe::AdapterBank::forward cannot be captured in a graph yet: this tape holds no forward of ",
-                         tokens, " rows, so it has to allocate. Run the same call once before capturing.");
+  detail::check_seen(ctx.space, "moe::AdapterBank::forward", tape.owner == id_ ? tape.y : Matrix<Scalar, Space>(),
+                     tokens);
   tape.batch = batch;
   auto& chosen = tape.assignments;
   chosen.tokens = chosen.bound = tokens;
@@ -166,10 +165,7 @@ auto AdapterBank<Policies...>::backward(Context<Space>& ctx, const M& dy, Tape& 
   const Kokkos::Profiling::ScopedRegion stage("moe::AdapterBank");
   const Index tokens = tape.batch.tokens();
   detail::check_backward("moe::AdapterBank", id_, tape.owner, gradients.owner, dy, tokens, config_.out);
-  detail::require<Error>(
-      Index(tape.dx.extent(0)) == tokens || !capturing(ctx.space),
-      "moe::AdapterBank::backward cannot be captured in a graph yet: this tape holds no backward of ", tokens,
-      " rows, so it has to allocate. Run the same calls once before capturing.");
+  detail::check_seen(ctx.space, "moe::AdapterBank::backward", tape.dx, tokens);
   detail::shape(tape.dx, "moe::dx", tokens, config_.in);
   kernels::dense_backward_rows<Scalar, Space, false>(ctx.space, dy, base_, tape.dx, false);
   detail::clear_padding<Scalar, Space>(ctx.space, tape.batch.mask, tape.dx);

@@ -27,6 +27,7 @@ template <class... Policies>
 void MixtureOfAttentionHeads<Policies...>::project_queries(Context<Space>& ctx, const Batch<Scalar, Space>& batch,
                                                            Tape& tape) const {
   detail::check_tokens("moe::MixtureOfAttentionHeads", batch, config_.hidden);
+  detail::check_seen(ctx.space, "moe::MixtureOfAttentionHeads::forward", tape.query, batch.tokens());
   tape.owner = id_;
   tape.space = ctx.space;
   tape.batch = batch;
@@ -106,6 +107,7 @@ void MixtureOfAttentionHeads<Policies...>::combine_outputs_backward(Context<Spac
   const Index tokens = tape.batch.tokens();
   detail::check_backward("moe::MixtureOfAttentionHeads", id_, tape.owner, gradients.owner, dy_given, tokens,
                          config_.hidden);
+  detail::check_seen(ctx.space, "moe::MixtureOfAttentionHeads::backward", tape.dx, tokens);
   check_slots("combine_outputs_backward: dmixed", dmixed, tape);
   const auto& plan = tape.plan;
   Scratch scratch(ctx);

@@ -12,6 +12,7 @@ auto RoutedAttention<Policies...>::forward(Context<Space>& ctx, const Batch<Scal
     -> Matrix<Scalar, Space> {
   const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   detail::check_tokens("moe::RoutedAttention", batch, config_.hidden);
+  detail::check_seen(ctx.space, "moe::RoutedAttention::forward", tape.y, batch.tokens());
   tape.space = ctx.space;
   tape.batch = batch;
   tape.batch.router_input = {};
@@ -122,6 +123,7 @@ auto RoutedAttention<Policies...>::backward(Context<Space>& ctx, const Matrix<co
   const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   const Index tokens = tape.batch.tokens(), hidden = config_.hidden, columns = config_.columns();
   detail::check_backward("moe::RoutedAttention", id_, tape.owner, gradients.owner, dy, tokens, hidden);
+  detail::check_seen(ctx.space, "moe::RoutedAttention::backward", tape.dx, tokens);
   const auto &query = tape.query, &key = tape.key, &value = tape.value;
   const Index queries = query.plan.rows, keys = key.plan.rows, values = value.plan.rows;
   Scratch scratch(ctx);

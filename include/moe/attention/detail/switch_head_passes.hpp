@@ -14,6 +14,7 @@ void SwitchHead<k, Policies...>::run(Context<Space>& ctx, const Batch<Scalar, Sp
   const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   detail::check_tokens("moe::SwitchHead", batch, config_.hidden);
   const Index tokens = batch.tokens();
+  detail::check_seen(ctx.space, "moe::SwitchHead::forward", tape.y, tokens);
   tape.space = ctx.space;
   tape.batch = batch;
   tape.batch.router_input = {};  // another layer's
@@ -70,6 +71,7 @@ auto SwitchHead<k, Policies...>::backward(Context<Space>& ctx, const Matrix<cons
   const Kokkos::Profiling::ScopedRegion stage("moe::attention");
   const Index tokens = tape.batch.tokens(), columns = config_.columns();
   detail::check_backward("moe::SwitchHead", id_, tape.owner, gradients.owner, dy, tokens, config_.hidden);
+  detail::check_seen(ctx.space, "moe::SwitchHead::backward", tape.dx, tokens);
   Scratch scratch(ctx);
   auto dmixed = scratch.template matrix<Scalar>(tokens, columns),
        dvalue = scratch.template matrix<Scalar>(tokens, columns);

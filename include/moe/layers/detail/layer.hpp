@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "moe/core/batch.hpp"
+#include "moe/core/capture.hpp"
 #include "moe/core/parameter.hpp"
 
 MOE_NAMESPACE_BEGIN
@@ -51,6 +52,15 @@ void check_backward(const char* layer, std::uint64_t id, std::uint64_t tape, std
                       hidden, ").");
   require<ShapeError>(tokens < 2 || Index(dy.stride(0)) == hidden, layer, "::backward: the rows of dy are ",
                       dy.stride(0), " apart, but ", hidden, " wide. Copy the subview into a moe::Matrix first.");
+}
+
+/// Throws where a graph is captured that a pass cannot go into yet: its result in the tape is not of so many tokens, so
+/// it has to allocate.
+template <class Space, class Result>
+void check_seen(const Space& space, const char* pass, const Result& result, Index tokens) {
+  require<Error>(Index(result.extent(0)) == tokens || !capturing(space), pass,
+                 " cannot be captured in a graph yet: this tape holds none on ", tokens,
+                 " tokens, so it has to allocate. Run the same calls once before capturing.");
 }
 
 /// Draws fresh weights, by the seed, the layer's number and names behind `prefix`, so that layers of other prefixes

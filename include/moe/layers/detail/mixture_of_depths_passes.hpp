@@ -216,10 +216,7 @@ auto MixtureOfDepths<Block, Policies...>::pull(Context<Space>& ctx, const Matrix
                                                Gradients& gradients, double loss_scale) const -> Matrix<Scalar, Space> {
   const Index tokens = tape.batch.tokens(), hidden = config_.hidden, rows = tape.rows.tokens();
   detail::check_backward("moe::MixtureOfDepths", id_, tape.owner, gradients.owner, dy, tokens, hidden);
-  detail::require<Error>(
-      Index(tape.dx.extent(0)) == tokens || !capturing(ctx.space),
-      "moe::MixtureOfDepths::backward cannot be captured in a graph yet: this tape holds no backward of ", tokens,
-      " tokens, so it has to allocate. Run the same calls once before capturing.");
+  detail::check_seen(ctx.space, "moe::MixtureOfDepths::backward", tape.dx, tokens);
   using Stage = Kokkos::Profiling::ScopedRegion;
   const Batch<Scalar, Space>& batch = tape.batch;
   Scratch scratch(ctx);

@@ -187,9 +187,7 @@ auto MoELayer<Policies...>::pull(Context<Space>& ctx, const Matrix<const Scalar,
                                  Gradients& gradients, double loss_scale) const -> Matrix<Scalar, Space> {
   const Index tokens = tape.batch.tokens(), row_count = tape.plan.rows, width = inner_width();
   detail::check_backward("moe::MoELayer", id_, tape.owner, gradients.owner, dy_given, tokens, config_.hidden);
-  detail::require<Error>(Index(tape.dx.extent(0)) == tokens || !capturing(ctx.space),
-                         "moe::MoELayer::backward cannot be captured in a graph yet: this tape holds no backward of ",
-                         tokens, " tokens, so it has to allocate. Run the same calls once before capturing.");
+  detail::check_seen(ctx.space, "moe::MoELayer::backward", tape.dx, tokens);
   using Range = detail::Range<Space>;
   using Stage = Kokkos::Profiling::ScopedRegion;
   using M = Matrix<const Scalar, Space>;
