@@ -59,8 +59,6 @@ def cell(kernel):
     if kernel is None:
         return "–"
     registers, shared, part = kernel["registers"], kernel["shared"] + kernel["scratch"], kernel["occupancy"]
-    if kernel["architecture"] in ("sm_90", "sm_100"):
-        shared -= 1024  # the runtime's own, which tools count in
     lost = f", {kernel['stack']} B of stack" if kernel["stack"] else ""
     return f"{registers}, {shared / 1024:.0f} KB, {100 * part:.3g}%{lost}"
 

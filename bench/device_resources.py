@@ -29,7 +29,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A multiprocessor of Nvidia, from the table "Technical Specifications per Compute Capability" of the CUDA C++ Programming
 # Guide, and the sizes of allocations from the occupancy calculator of Nsight Compute: each of 4 parts has 16 K registers,
-# given to warps in 256s; from 8.0 on the runtime takes 1 KB of each block's shared memory, which tools count in from 9.0 on.
+# given to warps in 256s; from 8.0 on the runtime takes 1 KB of each block's shared memory, which cuobjdump counts in from
+# 9.0 on.
+RESERVED = 1024
 NVIDIA = {
     "sm_80": {"waves": 64, "blocks": 32, "memory": 164 * 1024},
     "sm_90": {"waves": 64, "blocks": 32, "memory": 228 * 1024},
@@ -57,8 +59,7 @@ def occupancy(kernel, threads):
     if name in NVIDIA:
         limits, width = NVIDIA[name], 32
         by_registers = 4 * (16384 // up(max(kernel["registers"], 1) * 32, 256))
-        reserved = 1024 if kernel["architecture"] == "sm_80" else 0
-        memory = up(max(shared + reserved, 1024), 128)
+        memory = up(shared + RESERVED, 128)
     elif name in AMD:
         limits, width = AMD[name], 64
         a_simd = min(8 if kernel["scalar_registers"] <= 100 else 7, 512 // up(max(kernel["registers"], 1), 8))
@@ -109,6 +110,7 @@ def from_cuobjdump(text):
             symbol = found[1]
         elif found := re.match(r"  REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
             registers, stack, shared = map(int, found.groups())
+            shared -= RESERVED if int(re.search(r"\d+", architecture)[0]) >= 90 else 0
             kernels.append(kernel(architecture, symbol, registers, shared, stack=stack))
     return kernels
 
