@@ -134,7 +134,7 @@ auto AdapterBank<Policies...>::forward(Context<Space>& ctx, const Batch<Scalar, 
       "moe::AdapterBank::forward: ", ids.extent(0), " ids for ", tokens, " rows",
       batch.sequence_offsets.is_allocated() ? detail::sentence(" of ", sequences.count, " sequences") : "",
       ". Give one a row, or one a sequence and the batch's sequence_offsets.");
-  detail::check_seen(ctx.space, "moe::AdapterBank::forward", tape.owner == id_ ? tape.y : Matrix<Scalar, Space>(),
+  detail::check_seen(ctx.space, "moe::AdapterBank::forward", tape.owner == id_ && tape.batch.tokens() == tokens,
                      tokens);
   tape.batch = batch;
   auto& chosen = tape.assignments;

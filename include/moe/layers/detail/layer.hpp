@@ -54,13 +54,18 @@ void check_backward(const char* layer, std::uint64_t id, std::uint64_t tape, std
                       dy.stride(0), " apart, but ", hidden, " wide. Copy the subview into a moe::Matrix first.");
 }
 
-/// Throws where a graph is captured that a pass cannot go into yet: its result in the tape is not of so many tokens, so
-/// it has to allocate.
+/// Throws where a graph is captured that a pass cannot go into yet: its tape has not seen so many tokens, so it has to
+/// allocate.
+template <class Space>
+void check_seen(const Space& space, const char* pass, bool seen, Index tokens) {
+  require<Error>(seen || !capturing(space), pass, " cannot be captured in a graph yet: this tape holds none on ",
+                 tokens, " tokens, so it has to allocate. Run the same calls once before capturing.");
+}
+/// The tape has seen as many tokens as its result is of.
 template <class Space, class Result>
+requires Kokkos::is_view_v<Result>
 void check_seen(const Space& space, const char* pass, const Result& result, Index tokens) {
-  require<Error>(Index(result.extent(0)) == tokens || !capturing(space), pass,
-                 " cannot be captured in a graph yet: this tape holds none on ", tokens,
-                 " tokens, so it has to allocate. Run the same calls once before capturing.");
+  check_seen(space, pass, Index(result.extent(0)) == tokens, tokens);
 }
 
 /// Draws fresh weights, by the seed, the layer's number and names behind `prefix`, so that layers of other prefixes
