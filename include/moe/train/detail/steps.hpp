@@ -39,9 +39,10 @@ class StepNumbers {
   /// Behind what the stream holds already; for the step that follows so many. The first call allocates.
   template <class Space>
   void write(const Space& space, Index step_count, const Numbers<double>& numbers) {
-    refuse_capture(
-        space, sentence(optimizer_, "'s step and prepare, whose numbers change with each step,").c_str(),
-        "Capture apply(ctx, parameters, gradients), and call prepare(ctx, learning_rate) before each launch.");
+    if (capturing(space))  // only then is there a sentence to make
+      refuse_capture(
+          space, sentence(optimizer_, "'s step and prepare, whose numbers change with each step,").c_str(),
+          "Capture apply(ctx, parameters, gradients), and call prepare(ctx, learning_rate) before each launch.");
     using View = Kokkos::View<Both, typename Space::memory_space>;
     if (both_ == nullptr) {
       const auto view = std::make_shared<View>(Kokkos::view_alloc(Kokkos::WithoutInitializing, "moe::step_numbers"));
