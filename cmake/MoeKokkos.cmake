@@ -4,6 +4,7 @@ set(MOE_KOKKOS_SDIST_VERSION 4.7.0)
 set(MOE_KOKKOS_SDIST pygenten==0.1.5) # this source distribution carries the whole of Kokkos 4.7.0
 set(MOE_KOKKOS_SDIST_FILE pygenten-0.1.5.tar.gz)
 set(MOE_KOKKOS_SDIST_SHA256 e620f05c742905e2db705d875f1cac92ef0ed453f9e6734e9beda26cc0f9cce7)
+set(MOE_KOKKOS_PATCHES 2) # raised with MoeKokkosCuda13.cmake, so that what an earlier one built is left
 set(MOE_KOKKOS_UPSTREAM https://github.com/kokkos/kokkos.git 4.7.01)
 
 function(_moe_kokkos_options out_name out_options)
@@ -25,7 +26,7 @@ function(_moe_kokkos_options out_name out_options)
     list(TRANSFORM others REPLACE "^([0-9]+[a-z]?).*$" "-gencode=arch=compute_\\1,code=sm_\\1")
     list(JOIN others " " flags)
     list(JOIN CMAKE_CUDA_ARCHITECTURES + architectures)
-    string(APPEND name -cuda-${CMAKE_CUDA_COMPILER_VERSION}-sm${architectures})
+    string(APPEND name -cuda-${CMAKE_CUDA_COMPILER_VERSION}-sm${architectures}-patched-${MOE_KOKKOS_PATCHES})
     list(APPEND options -DKokkos_ENABLE_CUDA=ON -DKokkos_ENABLE_COMPILE_AS_CMAKE_LANGUAGE=ON
          -DKokkos_ARCH_${gpu}=ON -DCMAKE_CUDA_FLAGS=${flags}
          -DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER} -DCMAKE_CUDA_STANDARD=20
@@ -55,7 +56,7 @@ endfunction()
 
 # Leaves the source tree in `source`, or an empty string where PyPI is out of reach.
 function(_moe_kokkos_from_pypi source)
-  set(tree ${MOE_DEPS_DIR}/src/kokkos-${MOE_KOKKOS_SDIST_VERSION})
+  set(tree ${MOE_DEPS_DIR}/src/kokkos-${MOE_KOKKOS_SDIST_VERSION}-patched-${MOE_KOKKOS_PATCHES})
   set(${source} "" PARENT_SCOPE)
   if(NOT EXISTS ${tree}/CMakeLists.txt)
     set(archives ${MOE_DEPS_DIR}/archives)

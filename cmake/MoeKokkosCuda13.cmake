@@ -1,4 +1,6 @@
-# CUDA 13 changed two functions that Kokkos 4.7.0 calls; later Kokkos versions know that.
+# What Kokkos 4.7.0 lacks for CUDA 13: two functions have other parameters, and nvcc lays members that are marked
+# [[no_unique_address]] out otherwise in a kernel than on the host, so that Kokkos' views are read at wrong offsets (its
+# upstream mended that in kokkos/mdspan#434). Later Kokkos versions know both.
 
 function(moe_patch_kokkos_for_cuda13 tree)
   set(file ${tree}/core/src/Cuda/Kokkos_Cuda_Instance.hpp)
@@ -18,6 +20,11 @@ function(moe_patch_kokkos_for_cuda13 tree)
 #else
     return cudaMemPrefetchAsync(devPtr, count, dstDevice, m_stream);
 #endif")
+  file(WRITE ${file} "${text}")
+
+  set(file ${tree}/tpls/mdspan/include/experimental/__p0009_bits/config.hpp)
+  file(READ ${file} text)
+  _moe_replace(text "(!defined(__NVCC__) || MDSPAN_HAS_CXX_20)" "!defined(__NVCC__)")
   file(WRITE ${file} "${text}")
 endfunction()
 

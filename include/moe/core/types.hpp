@@ -10,6 +10,14 @@
 #include <string>
 #include <type_traits>
 
+#if defined(__NVCC__) && defined(MDSPAN_IMPL_USE_ATTRIBUTE_NO_UNIQUE_ADDRESS) && \
+    !defined(MDSPAN_IMPL_USE_FAKE_ATTRIBUTE_NO_UNIQUE_ADDRESS) &&                \
+    (__CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 9))
+// Views would be read at wrong offsets in kernels (kokkos/mdspan#434).
+#  error \
+      "moe: this nvcc mislays members that this Kokkos marks [[no_unique_address]]; take Kokkos 5.0 or newer, or ours"
+#endif
+
 #include "moe/core/error.hpp"
 #include "moe/core/kind.hpp"
 #include "moe/core/large_pages.hpp"
