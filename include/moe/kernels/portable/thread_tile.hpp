@@ -9,8 +9,12 @@ MOE_NAMESPACE_BEGIN
 
 namespace kernels::portable {
 
+/// Numbers of the sum in a stage: two stages of three operands of double are to fit a team's 48 KiB.
+template <class T>
+inline constexpr int thread_tile_depth = sizeof(T) == 8 ? 8 : 16;
+
 /// A tile of 64 x 64: each thread holds 8 x 4 numbers, or several such pieces where a team is small, as on hosts.
-template <class T, int team, int parts_ = 1, int depth_ = 16>
+template <class T, int team, int parts_ = 1, int depth_ = thread_tile_depth<T>>
 struct ThreadTile {
   using Sum = RouterReal<T>;
   static constexpr int rows = 64, columns = 64, depth = depth_, threads = team, stages = 2, parts = parts_;
