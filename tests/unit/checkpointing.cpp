@@ -99,7 +99,8 @@ double kept_a_token(Recompute level) {
 
 TEMPLATE_TEST_CASE("A tape keeps K (H + 2I), K H or no numbers of rows a token", "", float, moe::bfloat16) {
   const double size = sizeof(TestType), hidden = 96, inner = 160, k = 2, experts = 8;
-  const double rows = moe::detail::device_path<Space> ? 0 : hidden;  // never written on devices' paths
+  // Never written on devices' paths.
+  const double rows = moe::detail::device_path<Kokkos::DefaultHostExecutionSpace> ? 0 : hidden;
   const double numbers[] = {k * (rows + 2 * inner), k * rows, 0};
   const double routing = 3 * 4 * experts + 48 * k + 16;
   for (Recompute level : {Recompute::nothing, Recompute::experts, Recompute::everything}) {

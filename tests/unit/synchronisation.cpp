@@ -34,9 +34,10 @@ struct Watch {
       const bool near = target != "(none)" && std::string_view(to_memory.name) == from_memory.name;
       if (!fill && !near) copies.emplace_back(std::string(to) + " from " + from);
     });
-    Tools::set_allocate_data_callback([](Kokkos_Profiling_SpaceHandle, const char* label, const void*, std::uint64_t) {
-      allocations.emplace_back(label);
-    });
+    Tools::set_allocate_data_callback(
+        [](Kokkos_Profiling_SpaceHandle, const char* label, const void*, std::uint64_t size) {
+          if (size > 0) allocations.emplace_back(label);  // Kokkos tells of teams' empty scratch memory, too
+        });
     const auto launch = [](const char* name, std::uint32_t device, std::uint64_t*) {
       if (device != stream) elsewhere.emplace_back(name);
     };
