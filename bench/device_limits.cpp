@@ -12,15 +12,31 @@
 
 namespace {
 
+#if defined(MOE_BENCH_CUBLAS)
+using Numbers = Kokkos::View<std::uint16_t*, Kokkos::CudaSpace>;
+
+/// Between 0.5 and 2, of both signs. Equal numbers draw less power, and a GPU multiplies them faster.
+struct RandomNumbers {
+  Numbers numbers;
+  std::uint32_t seed;
+  KOKKOS_FUNCTION void operator()(std::size_t i) const {
+    std::uint32_t x = std::uint32_t(i) * 2654435761u + seed;
+    x = (x ^ x >> 16) * 0x85ebca6bu;
+    x = (x ^ x >> 13) * 0xc2b2ae35u;
+    numbers(i) = std::uint16_t(0x3f00 + (x >> 24) + (x & 0x8000));
+  }
+};
+#endif
+
 /// Operations a second, in 1e12: the best of `rounds` products of n x n numbers in bf16 with sums in f32.
 #if defined(MOE_BENCH_CUBLAS)
 double bf16_peak(int n, int rounds) {
   const Kokkos::Cuda space{};
-  using Numbers = Kokkos::View<std::uint16_t*, Kokkos::CudaSpace>;
   const std::size_t count = std::size_t(n) * n;
   const Numbers a("a", count), b("b", count), c("c", count);
-  Kokkos::deep_copy(a, std::uint16_t(0x3f81));  // 1.0078; zeros would draw less power
-  Kokkos::deep_copy(b, std::uint16_t(0xbf83));
+  const Kokkos::RangePolicy<Kokkos::Cuda> all(space, 0, count);
+  Kokkos::parallel_for("fill", all, RandomNumbers{a, 1});
+  Kokkos::parallel_for("fill", all, RandomNumbers{b, 2});
   cublasHandle_t handle = nullptr;
   if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) return 0;
   cublasSetStream(handle, space.cuda_stream());
