@@ -62,7 +62,8 @@ def gpu():
     if done.returncode or not done.stdout.strip():
         return None
     name, capability, driver = (part.strip() for part in done.stdout.splitlines()[0].split(","))
-    return {"device": name, "architecture": capability.replace(".", ""), "driver": driver}
+    architecture = capability.replace(".", "")
+    return {"device": name, "architecture": {"90": "90a"}.get(architecture, architecture), "driver": driver}
 
 
 def build_commands(architecture):

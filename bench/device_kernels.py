@@ -9,11 +9,12 @@ LINE = 16  # bytes
 SIZES = {"float8_e4m3": 1, "bfloat16": 2, "float16": 2, "float": 4, "double": 8}
 TILE = re.compile(r"TileProduct<(\w+), (\w+)<\w+, ([\d, ]+)>, (true|false), (true|false)")
 
-# Of a layer in bf16 with SwiGLU. Where several kernels match, the one with the most registers is told.
-LARGE = r"TileProduct<bfloat16, W\w+Tile<bfloat16, 128, "
+# Of a layer in bf16 with SwiGLU. Where several kernels match, the one with the most registers is told: on sm_90a that of
+# warpgroups, which is empty elsewhere.
+LARGE = r"TileProduct<bfloat16, (?:W\w+Tile<bfloat16, 128, |WarpgroupTile<)"
 FEW = r"TileProduct<bfloat16, W\w+Tile<bfloat16, 16, "
 WORK = [
-    ("logits of many tokens", r"Dots<float, 32, 8, "),
+    ("logits of many tokens", r"Dots<float, 32, 16, "),
     ("logits of few tokens", r"Dots<float, 32, 2, "),
     ("routing, DeepSeek-V3", r"RouteToken<.*Sigmoid.*GroupLimit"),
     ("routing, Mixtral", r"RouteToken<.*Softmax.*NormalizeSum"),
@@ -37,10 +38,14 @@ def team_of(name):
     if not found:
         return None
     size, numbers = SIZES[found[1]], [int(n) for n in found[3].split(",")]
+    alignment, behind_line = LINE, LINE // size
     if found[2] == "ThreadTile":
         threads, parts, depth = numbers
         rows = columns = 64
         stages = 2
+    elif found[2] == "WarpgroupTile":
+        columns, parts, stages = numbers
+        rows, depth, threads, alignment, behind_line = 128, 64, 256, 1024, 0
     else:
         rows, columns, depth, down, across, parts, *stages = numbers
         threads = (32 if found[2] == "WarpTile" else 64) * down * across
@@ -48,10 +53,10 @@ def team_of(name):
 
     def operand(count, along):
         inner, outer = (depth, count) if along else (count, depth)
-        return outer * (inner + LINE // size)
+        return outer * (inner + behind_line)
 
     stage = operand(rows, found[4] == "true") + parts * operand(columns, found[5] == "true")
-    table = ((EXPERTS + 1 + threads) * 4 + 15) // 16 * 16
+    table = -(-(EXPERTS + 1 + threads) * 4 // alignment) * alignment
     return threads, table + stages * stage * size
 
 

@@ -6,7 +6,7 @@ A PROGRAM holds CUDA code (read by cuobjdump) or HIP code (read by llvm-readelf)
 threads and the scratch memory of their teams, for 256 experts. What other kernels ask for at the launch alone is not
 known here: they may run with less occupancy than this tells.
 
-    cmake --preset bench-cuda -DCMAKE_CUDA_ARCHITECTURES='80;90;100' && cmake --build --preset bench-cuda
+    cmake --preset bench-cuda -DCMAKE_CUDA_ARCHITECTURES='80;90a;100' && cmake --build --preset bench-cuda
     cmake --preset bench-hip -DMOE_HIP_ARCHITECTURES='gfx90a;gfx942' && cmake --build --preset bench-hip
     bench/device_resources.py build/bench-{cuda,hip}/bin/bench_layer --page docs/devices.md
 """
@@ -35,6 +35,7 @@ RESERVED = 1024
 NVIDIA = {
     "sm_80": {"waves": 64, "blocks": 32, "memory": 164 * 1024},
     "sm_90": {"waves": 64, "blocks": 32, "memory": 228 * 1024},
+    "sm_90a": {"waves": 64, "blocks": 32, "memory": 228 * 1024},
     "sm_100": {"waves": 64, "blocks": 32, "memory": 228 * 1024},
 }
 # A compute unit of AMD has 4 SIMDs. From the "AMD Instinct MI200" and "MI300" (CDNA2, CDNA3) instruction set guides and

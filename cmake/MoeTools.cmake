@@ -38,7 +38,7 @@ if(MOE_CUDA)
     set(CMAKE_CUDA_COMPILER ${MOE_NVCC})
   endif()
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 90)
+    set(CMAKE_CUDA_ARCHITECTURES 90a) # its wgmma is not in sm_90
   endif()
   # CMake 3.25.1 and older know no C++20 flag for nvcc.
   if(CMAKE_VERSION VERSION_LESS 3.25.2)

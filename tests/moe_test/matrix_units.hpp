@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/kernels/cuda/warp_tile.hpp"
+#include "moe/kernels/cuda/warpgroup_tile.hpp"
 #include "moe/kernels/device/tile_product.hpp"
 #include "moe/kernels/hip/wave_tile.hpp"
 
@@ -72,6 +73,42 @@ struct EmulatedWarpTile : moe::kernels::cuda::WarpTile<T, rows, columns, depth, 
   }
 };
 
+/// NVIDIA's warpgroups (PTX ISA, sections on wgmma's matrix descriptors, swizzling modes and register fragments).
+template <class T, int columns, int parts_, int stages>
+struct EmulatedWarpgroupTile : moe::kernels::cuda::WarpgroupTile<T, columns, parts_, stages> {
+  using Tile = moe::kernels::cuda::WarpgroupTile<T, columns, parts_, stages>;
+  using Sums = typename Tile::Sums;
+
+  /// Number k of the sum of row (or column) i, where an operand begins at `start`: 8 lines of 128 bytes follow each
+  /// other, then the next 8; of the address, bits 7 to 9 are added to bits 4 to 6 without carrying.
+  template <class L>
+  static float factor(const T* tile, int start, int i, int k) {
+    const int line = L::along ? i : k, number = L::along ? k : i;
+    const int apart = Tile::depth * 128;  // 64 numbers of operands that do not lie along the sum
+    int bytes = start * int(sizeof(T)) + line * 128 + number / 64 * apart + number % 64 * int(sizeof(T));
+    bytes ^= (bytes >> 7 & 7) << 4;
+    return float(tile[bytes / int(sizeof(T))]);
+  }
+
+  template <class A, class B>
+  static void add(int thread, const T* a, const T* b, Sums& sums) {
+    const int lane = thread % 32, group = thread / 128;
+    for (int part = 0; part < parts_; ++part) {
+      for (int j = 0; j < columns / 8; ++j) {
+        for (int r = 0; r < 4; ++r) {
+          const int row = thread % 128 / 32 * 16 + lane / 4 + (r < 2 ? 0 : 8);
+          const int column = part * columns + j * 8 + lane % 4 * 2 + r % 2;
+          for (int k = 0; k < Tile::depth; k += Tile::step) {
+            const int left = Tile::template start<A>(group * 64, k), right = Tile::template start<B>(0, k);
+            for (int l = 0; l < Tile::step; ++l)
+              sums.value[part][0][j][r] += factor<A>(a, left, row, l) * factor<B>(b, right, column, l);
+          }
+        }
+      }
+    }
+  }
+};
+
 /// AMD's (matrix instruction calculator: v_mfma_f32_16x16x16_bf16_1k and _f16).
 template <class T, int rows, int columns, int depth, int down, int across, int parts_>
 struct EmulatedWaveTile : moe::kernels::hip::WaveTile<T, rows, columns, depth, down, across, parts_> {
@@ -110,8 +147,9 @@ struct EmulatedWaveTile : moe::kernels::hip::WaveTile<T, rows, columns, depth, d
 template <class Kernel>
 void run_teams(const Kernel& kernel, Index teams) {
   for (Index team = 0; team < teams; ++team) {
-    std::vector<std::byte> memory(kernel.bytes_of(kernel.product.experts) + 16, std::byte(0xff));
-    std::byte* scratch = memory.data() + (16 - reinterpret_cast<std::uintptr_t>(memory.data()) % 16);
+    constexpr int line = Kernel::alignment;
+    std::vector<std::byte> memory(kernel.bytes_of(kernel.product.experts) + line, std::byte(0xff));
+    std::byte* scratch = memory.data() + (line - reinterpret_cast<std::uintptr_t>(memory.data()) % line);
     std::barrier<> meeting(Kernel::threads);
     const auto wait = [&] { meeting.arrive_and_wait(); };
     std::vector<std::jthread> threads;

@@ -94,9 +94,9 @@ void check_all(const Problem<T>& problem, const Run& run) {
 }
 
 /// A kernel of an engine for a product, whichever way its operands lie.
-template <class Engine, class T>
+template <class Engine, class Given = void, class T>
 void run_by_teams(const moe::kernels::Product<T>& product, Index teams) {
-  using Finish = device::Store<T>;
+  using Finish = std::conditional_t<std::is_void_v<Given>, device::Store<T>, Given>;
   const bool a = product.a.sum_stride == 1, b = product.b.sum_stride == 1;
   if (a && b) return run_teams(device::TileProduct<T, Engine, true, true, Finish>(product, {}), teams);
   if (a) return run_teams(device::TileProduct<T, Engine, true, false, Finish>(product, {}), teams);
@@ -130,6 +130,22 @@ TEMPLATE_TEST_CASE("NVIDIA's matrix units, emulated", "", moe::bfloat16, moe::fl
   }
 }
 
+/// Threads of a host cannot exchange their sums: number by number.
+template <class T>
+struct StoreNumbers : device::Store<T> {
+  static bool in_lines(const moe::kernels::Product<T>&) { return false; }
+};
+
+TEMPLATE_TEST_CASE("NVIDIA's warpgroups, emulated", "", moe::bfloat16, moe::float16) {
+  using T = TestType;
+  const Problem<T> lines{{0, 0, 3, 3, 140, 141}, 150, 136, 72}, odd{{0, 20, 37}, 40, 19, 37};
+  for (const Problem<T>* problem : {&lines, &odd}) {
+    CAPTURE(problem->n);
+    check_all(*problem,
+              [](const auto& p) { run_by_teams<EmulatedWarpgroupTile<T, 256, 1, 4>, StoreNumbers<T>>(p, 2); });
+  }
+}
+
 TEST_CASE("NVIDIA's matrix units in TF32, emulated but for the rounding") {
   const Problem<float> problem{{0, 20, 150}, 150, 68, 44};
   check_all(problem, [](const auto& p) { run_by_teams<EmulatedWarpTile<float, 128, 128, 16, 2, 4, 1, 3>>(p, 1); });
@@ -144,6 +160,8 @@ TEST_CASE("Teams of products take the scratch memory that is told of them") {
   using Large = device::TileProduct<bfloat16, EmulatedWarpTile<bfloat16, 128, 64, 32, 2, 4, 2, 3>, true, true, Finish>;
   CHECK(Large::bytes_of(256) == 63504);
   CHECK(Large::threads == 256);
+  using Warpgroups = device::TileProduct<bfloat16, EmulatedWarpgroupTile<bfloat16, 128, 2, 4>, true, true, Finish>;
+  CHECK(Warpgroups::bytes_of(256) == 199680);
 }
 
 TEMPLATE_TEST_CASE("AMD's matrix units, emulated", "", moe::bfloat16, moe::float16) {

@@ -53,6 +53,12 @@ void spoil_rows_behind(const View& rows, Index last) {
   Kokkos::deep_copy(rows, values);
 }
 
+template <class Number>
+struct SixteenBits {
+  using T = Number;
+  using Space = Kokkos::DefaultExecutionSpace;
+};
+
 }  // namespace
 
 TEMPLATE_LIST_TEST_CASE("Grouped products agree with plain loops", "", Cases) {
@@ -140,9 +146,8 @@ TEMPLATE_LIST_TEST_CASE("Dense products agree with plain loops", "", Cases) {
   }
 }
 
-TEMPLATE_LIST_TEST_CASE("A row's product does not depend on the rows around it", "", Cases) {
-  using Space = typename TestType::Space;
-  using T = typename TestType::T;
+template <class T, class Space>
+void check_rows_alone() {
   using M = moe::Matrix<T, Space>;
   using W = moe::Tensor3<T, Space>;
   const Space space{};
@@ -171,42 +176,59 @@ TEMPLATE_LIST_TEST_CASE("A row's product does not depend on the rows around it",
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("A row's product does not depend on the rows around it", "", Cases) {
+  check_rows_alone<typename TestType::T, typename TestType::Space>();
+}
+TEMPLATE_TEST_CASE("Nor does it in 16 bits", "", moe::bfloat16, moe::float16) {
+  check_rows_alone<TestType, Kokkos::DefaultExecutionSpace>();
+}
+
 // Operands are rounded to 16 bits beforehand, sums are f32, and each result is rounded once: where it accumulates, too.
-TEST_CASE("Products of 16-bit numbers round once") {
-  using T = moe::bfloat16;
-  using Space = Kokkos::DefaultHostExecutionSpace;
+TEMPLATE_PRODUCT_TEST_CASE("Products of 16-bit numbers round once", "", SixteenBits, (moe::bfloat16, moe::float16)) {
+  using T = typename TestType::T;
+  using Space = typename TestType::Space;
   using M = moe::Matrix<T, Space>;
   using W = moe::Tensor3<T, Space>;
-  const Index rows = 70, n = 39, k = 2500, last = 65;
-  const auto offsets = indices<Space>({0, 3, 3, last});
-  const auto x = random<M>(1, rows, k), dout = random<M>(2, rows, n), out = random<M>(4, rows, n);
-  const auto weight = random<W>(3, 3, n, k), dweight = random<W>(5, 3, n, k);
-  const W before("before", 3, n, k);
-  Kokkos::deep_copy(before, dweight);
-  moe::kernels::grouped_forward<T, Space>(Space{}, offsets, x, weight, out);
-  moe::kernels::grouped_backward_weight<T, Space>(Space{}, offsets, dout, x, dweight);
-  const auto near = [](double expected, double magnitude, double got) {
-    return std::abs(got - expected) <= std::abs(expected) / 256 + magnitude * 4e-6;
-  };
-  for (Index e = 0; e < 3; ++e) {
-    const Index begin = offsets(e), end = offsets(e + 1);
+  const Space space{};
+  for (const Sizes& sizes : {Sizes{{0, 3, 3, 65}, 70, 39, 2500}, Sizes{{0, 200, 200, 450}, 460, 136, 264}}) {
+    const Index n = sizes.n, k = sizes.k, experts = 3;
+    CAPTURE(n, k);
+    const auto offsets = indices<Space>(sizes.offsets);
+    const auto rows = random<M>(1, sizes.bound, k), dout = random<M>(2, sizes.bound, n);
+    const auto out = random<M>(4, sizes.bound, n), drows = random<M>(6, sizes.bound, k);
+    const auto weight = random<W>(3, experts, n, k), dweight = random<W>(5, experts, n, k);
+    const auto x = host(rows), dy = host(dout);
+    const auto w = host(weight), before = host(dweight);
+    moe::kernels::grouped_forward<T, Space>(space, offsets, rows, weight, out);
+    moe::kernels::grouped_backward_rows<T, Space>(space, offsets, dout, weight, drows);
+    moe::kernels::grouped_backward_weight<T, Space>(space, offsets, dout, rows, dweight);
+    const auto y = host(out), dx = host(drows);
+    const auto dw = host(dweight);
     Index wrong = 0;
-    for (Index i = 0; i < n; ++i) {
-      for (Index r = begin; r < end; ++r) {
-        double sum = 0, magnitude = 0;
-        for (Index j = 0; j < k; ++j) {
-          sum += double(x(r, j)) * double(weight(e, i, j));
-          magnitude += std::abs(double(x(r, j)) * double(weight(e, i, j)));
-        }
-        wrong += !near(sum, magnitude, out(r, i));
+    const auto check = [&](double got, double first, Index terms, const auto& left, const auto& right) {
+      double sum = first, magnitude = std::abs(first);
+      for (Index i = 0; i < terms; ++i) {
+        sum += double(left(i)) * double(right(i));
+        magnitude += std::abs(double(left(i)) * double(right(i)));
       }
-      for (Index j = 0; j < k; ++j) {
-        double sum = before(e, i, j), magnitude = std::abs(sum);
-        for (Index r = begin; r < end; ++r) {
-          sum += double(dout(r, i)) * double(x(r, j));
-          magnitude += std::abs(double(dout(r, i)) * double(x(r, j)));
+      wrong += std::abs(got - sum) > std::abs(sum) / 256 + magnitude * 4e-6;
+    };
+    for (Index e = 0; e < experts; ++e) {
+      const Index begin = sizes.offsets[e], end = sizes.offsets[e + 1];
+      for (Index r = begin; r < end; ++r) {
+        for (Index i = 0; i < n; ++i)
+          check(
+              y(r, i), 0, k, [&](Index j) { return x(r, j); }, [&](Index j) { return w(e, i, j); });
+        for (Index j = 0; j < k; ++j)
+          check(
+              dx(r, j), 0, n, [&](Index i) { return dy(r, i); }, [&](Index i) { return w(e, i, j); });
+      }
+      for (Index i = 0; i < n; ++i) {
+        for (Index j = 0; j < k; ++j) {
+          check(
+              dw(e, i, j), before(e, i, j), end - begin, [&](Index r) { return dy(begin + r, i); },
+              [&](Index r) { return x(begin + r, j); });
         }
-        wrong += begin == end ? double(dweight(e, i, j)) != sum : !near(sum, magnitude, dweight(e, i, j));
       }
     }
     CHECK(wrong == 0);

@@ -27,8 +27,11 @@
 #endif
 
 /// Unrolls the loop that follows wholly where device code is compiled: arrays that it indexes then live in registers.
+/// The other does so n times; by 1 it stays a loop, as one that is seldom run should.
 #if MOE_DEVICE_PASS
 #  define MOE_UNROLL_ON_DEVICE MOE_PRAGMA(unroll)
+#  define MOE_UNROLL_BY_ON_DEVICE(n) MOE_PRAGMA(unroll n)
 #else
 #  define MOE_UNROLL_ON_DEVICE
+#  define MOE_UNROLL_BY_ON_DEVICE(n)
 #endif

@@ -13,6 +13,7 @@ namespace kernels::device {
 /// Sums of gate and up, or of up alone, with their biases: kept for backward, and made hidden values.
 template <class T, class Activation>
 struct Activate {
+  static constexpr bool adds = false;
   static constexpr int parts = Activation::gated ? 2 : 1;
   T *hidden, *up;  // (R, I), (R, parts I)
   const T* bias;   // (E, parts I), or null
@@ -28,6 +29,29 @@ struct Activate {
       kept[part * p.n] = value[part] = T(Sum(T(sums[part])) + own);
     }
     p.c[row * p.n + column] = T(moe::detail::activate(activation, Sum(value[0]), Sum(value[parts - 1])));
+  }
+
+  bool in_lines(const Product<T>& p) const {
+    return moe::detail::in_blocks(hidden, p.n) && moe::detail::in_blocks(up, p.n);
+  }
+  /// The same of a line.
+  template <int size>
+  KOKKOS_FUNCTION void line(const Product<T>& p, Index e, Index row, Index column, const float (&sums)[parts][size],
+                            const Line<T>&) const {
+    T* const kept = up + parts * (p.c - hidden + row * p.n) + column;
+    Line<T> value[parts], made;
+    for (int part = 0; part < parts; ++part) {
+      for (int i = 0; i < size; ++i) {
+        const float own = bias == nullptr ? 0.0f : float(bias[(e * parts + part) * p.n + column + i]);
+        value[part].values[i] = T(float(T(sums[part][i])) + own);
+      }
+      write_line(kept + part * p.n, value[part]);
+    }
+    for (int i = 0; i < size; ++i) {
+      made.values[i] =
+          T(moe::detail::activate(activation, float(value[0].values[i]), float(value[parts - 1].values[i])));
+    }
+    write_line(p.c + row * p.n + column, made);
   }
 };
 

@@ -40,12 +40,16 @@ struct BlockBarrier {
   __device__ void operator()() const { __syncthreads(); }
 };
 
-/// Two blocks are to fit a multiprocessor: one multiplies while the other stores its sums.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, 2) cuda_kernel(const Kernel kernel) {
-  extern __shared__ __align__(16) unsigned char moe_scratch[];
-  kernel(Place<BlockBarrier>{
-      int(threadIdx.x), Index(blockIdx.x), Index(gridDim.x), reinterpret_cast<std::byte*>(moe_scratch), {}});
+__global__ void __launch_bounds__(Kernel::threads, Kernel::teams_each) cuda_kernel(const Kernel kernel) {
+  extern __shared__ __align__(1024) unsigned char moe_scratch[];
+  [[maybe_unused]] const Place<BlockBarrier> place{
+      int(threadIdx.x), Index(blockIdx.x), Index(gridDim.x), reinterpret_cast<std::byte*>(moe_scratch), {}};
+#  if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  kernel(place);
+#  else
+  if constexpr (!Kernel::swizzled) kernel(place);  // others are for sm_90a alone
+#  endif
 }
 
 inline void require_success(cudaError_t error, const char* what) {

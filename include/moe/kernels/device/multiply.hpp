@@ -7,6 +7,7 @@
 #include "moe/core/float16.hpp"
 #include "moe/kernels/cuda/batched.hpp"
 #include "moe/kernels/cuda/warp_tile.hpp"
+#include "moe/kernels/cuda/warpgroup_tile.hpp"
 #include "moe/kernels/device/launch.hpp"
 #include "moe/kernels/hip/wave_tile.hpp"
 #include "moe/kernels/portable/thread_tile.hpp"
@@ -46,6 +47,16 @@ requires(sizeof(T) == 2) struct Engines<Kokkos::Cuda, T, parts> {
   using large = cuda::WarpTile<T, 128, 128 / parts, 32, 2, 4, parts, 3>;
   using few = cuda::WarpTile<T, 16, 64 / parts, 64, 1, 4, parts, 4>;
 };
+/// By warpgroups, where a 9.0 device has code of sm_90a.
+template <class T, int parts>
+struct WarpgroupEngines {
+  using large = cuda::WarpgroupTile<T, 256 / parts, parts, 4>;
+  using few = typename Engines<Kokkos::Cuda, T, parts>::few;
+};
+inline bool has_warpgroups(const Kokkos::Cuda& space) {
+  static const bool compiled = cuda::is_sm90a_code();
+  return compiled && space.cuda_device_prop().major == 9;
+}
 /// TF32: the products of a float's upper 19 bits.
 template <int parts>
 struct TF32Engines {
@@ -112,6 +123,8 @@ void multiply(const Space& space, const Product<T>& product, const Finish& finis
     if (allow_tf32()) return multiply_by<TF32Engines<parts>, parts>(space, product, finish);
   } else if constexpr (std::is_same_v<Space, Kokkos::Cuda> && std::is_same_v<T, float8_e4m3>) {
     if (multiplies_fp8(space)) return multiply_by<FP8Engines<parts>, parts>(space, product, finish);
+  } else if constexpr (std::is_same_v<Space, Kokkos::Cuda> && sizeof(T) == 2) {
+    if (has_warpgroups(space)) return multiply_by<WarpgroupEngines<T, parts>, parts>(space, product, finish);
   }
 #endif
   multiply_by<Engines<Space, T, parts>, parts>(space, product, finish);

@@ -24,12 +24,34 @@ struct Place {
 /// What is done with finished sums: C_e(row, column) (+)= value.
 template <class T>
 struct Store {
+  static constexpr bool adds = true;
   template <class Sum>
   KOKKOS_FUNCTION void operator()(const Product<T>& p, Index, Index row, Index column, const Sum* value) const {
     T& c = p.c[row * p.n + column];
     c = T(p.accumulate ? Sum(c) + value[0] : value[0]);
   }
+  static bool in_lines(const Product<T>& p) { return moe::detail::in_blocks(p.c, p.n); }
+  /// The same of a line; before: of C.
+  template <int size>
+  KOKKOS_FUNCTION void line(const Product<T>& p, Index, Index row, Index column, const float (&value)[1][size],
+                            const Line<T>& before) const {
+    Line<T> c;
+    for (int i = 0; i < size; ++i) c.values[i] = T(p.accumulate ? float(before.values[i]) + value[0][i] : value[0][i]);
+    write_line(p.c + row * p.n + column, c);
+  }
 };
+
+/// Do an engine's matrix units read scratch memory by themselves?
+template <class Engine>
+concept ReadsScratch = requires {
+  Engine::reads_scratch;
+};
+
+/// How many blocks an engine's products may run behind.
+template <class Engine>
+inline constexpr int behind_of = 0;
+template <ReadsScratch Engine>
+inline constexpr int behind_of<Engine> = Engine::behind;
 
 /// Do blocks of the sum have scales of their own? `finish.scales` then gives them.
 template <class Finish>
@@ -44,18 +66,31 @@ template <class T, class Engine, bool a_along, bool b_along, class Finish>
 struct TileProduct {
   static constexpr int rows = Engine::rows, columns = Engine::columns, depth = Engine::depth;
   static constexpr int threads = Engine::threads, stages = Engine::stages, parts = Engine::parts;
-  using A = TileLayout<T, rows, depth, a_along>;
-  using B = TileLayout<T, columns, depth, b_along>;
+  static constexpr bool swizzled = ReadsScratch<Engine>;
+  template <int rows_, bool along>
+  using Layout =
+      std::conditional_t<swizzled, SwizzledLayout<T, rows_, depth, along>, TileLayout<T, rows_, depth, along>>;
+  using A = Layout<rows, a_along>;
+  using B = Layout<columns, b_along>;
   static constexpr int stage_size = A::size + parts * B::size;
+  static constexpr int alignment = swizzled ? 1024 : line_bytes;  // of stages
+  /// Teams that are to fit a multiprocessor: of two, one multiplies while the other stores its sums.
+  static constexpr int teams_each = swizzled ? 1 : 2;
+  static constexpr int behind = behind_of<Engine>;  // blocks whose stages are still read when the next is begun
+  static constexpr int ahead = stages - 1 - behind;
   static constexpr bool scratch_by_itself = Engine::scratch_by_itself;  // more than Kokkos gives
-  static_assert(stages >= 2);
+  static_assert(ahead >= 1);
 
   Product<T> product;
   Finish finish;
-  bool a_lines, b_lines;  // can be read by whole lines
+  bool a_lines, b_lines, c_lines;  // can be read and written by whole lines
 
   TileProduct(const Product<T>& product_, const Finish& finish_)
-      : product(product_), finish(finish_), a_lines(in_lines(product.a)), b_lines(in_lines(product.b)) {}
+      : product(product_),
+        finish(finish_),
+        a_lines(in_lines(product.a)),
+        b_lines(in_lines(product.b)),
+        c_lines(finishes_lines()) {}
 
   /// Scratch memory of a team: the number of row tiles before each expert, then the stages.
   static constexpr Index bytes_of(Index experts) {
@@ -81,8 +116,12 @@ struct TileProduct {
   }
 
  private:
+  bool finishes_lines() const {
+    if constexpr (swizzled) return finish.in_lines(product);
+    return false;
+  }
   KOKKOS_FUNCTION static constexpr Index table_bytes(Index experts) {
-    return ((experts + 1 + threads) * Index(sizeof(std::int32_t)) + 15) / 16 * 16;
+    return ((experts + 1 + threads) * Index(sizeof(std::int32_t)) + alignment - 1) / alignment * alignment;
   }
   KOKKOS_FUNCTION Index column_tiles() const { return (product.n + columns - 1) / columns; }
   Index row_tiles_bound(Index whole) const {
@@ -135,35 +174,47 @@ struct TileProduct {
     return low;
   }
 
-  KOKKOS_FUNCTION void load(const Product<T>& p, Index row, Index column, Index k, T* to, int thread) const {
-    load_tile<A, threads, a_along>(p.a, row, p.m, k, p.sum, a_lines, to, thread);
-    for (int part = 0; part < parts; ++part) {
-      Operand<T> b = p.b;
-      b.data += part * p.n * b.row_stride;
-      load_tile<B, threads, b_along>(b, column, p.n, k, p.sum, b_lines, to + A::size + part * B::size, thread);
+  /// The lines of one thread of a tile: of A, and of each part of B.
+  struct Lines {
+    TileLines<A, threads, T> a;
+    TileLines<B, threads, T> b;
+    Index part;  // of B, in numbers
+    KOKKOS_FUNCTION void load(Index k, Index sum, T* to) const {
+      a.load(k, sum, to);
+      MOE_UNROLL_ON_DEVICE
+      for (int number = 0; number < parts; ++number) b.load(k, sum, to + A::size + number * B::size, number * part);
     }
-  }
+  };
 
   /// One tile of expert e. While a stage is multiplied, the next ones are on their way.
   template <class Barrier>
   KOKKOS_FUNCTION void multiply(const Place<Barrier>& place, Index e, Index row, Index column, T* memory) const {
     const Product<T> p = product.of(e);
     const Index blocks = (p.sum + depth - 1) / depth;
+    const Lines lines{
+        {p.a, row, p.m, a_lines, place.thread}, {p.b, column, p.n, b_lines, place.thread}, p.n * p.b.row_stride};
     typename Engine::Sums sums;
     Engine::clear(sums);
     [[maybe_unused]] typename Engine::Sums total;
     if constexpr (ScalesBlocks<Finish>) Engine::clear(total);
     place.barrier();  // the former tile's stages are free
-    for (int s = 0; s < stages - 1; ++s) {
-      if (s < blocks) load(p, row, column, Index(s) * depth, memory + s * stage_size, place.thread);
+    for (int s = 0; s < ahead; ++s) {
+      if (s < blocks) lines.load(Index(s) * depth, p.sum, memory + s * stage_size);
       end_copies();
     }
-    int slot = 0, coming = stages - 1;
+    if constexpr (swizzled) {
+      if (reads_c(p)) {
+        for (int l = 0; l < Engine::lines; ++l)
+          at_line(place.thread, l, p, row, column, [&](Index r, Index c) { prefetch_line(p.c + r * p.n + c); });
+      }
+    }
+    int slot = 0, coming = ahead;
     for (Index block = 0; block < blocks; ++block) {
-      await_copies<stages - 2>();
+      await_copies<ahead - 1>();
+      if constexpr (swizzled) publish_copies();
       place.barrier();
-      const Index ahead = block + stages - 1;
-      if (ahead < blocks) load(p, row, column, ahead * depth, memory + coming * stage_size, place.thread);
+      const Index next = block + ahead;
+      if (next < blocks) lines.load(next * depth, p.sum, memory + coming * stage_size);
       end_copies();
       const T* const stage = memory + slot * stage_size;
       Engine::template add<A, B>(place.thread, stage, stage + A::size, sums);
@@ -179,8 +230,48 @@ struct TileProduct {
       coming = coming + 1 == stages ? 0 : coming + 1;
     }
     await_copies<0>();
+    if constexpr (behind > 0) Engine::await_all(sums);
     if constexpr (ScalesBlocks<Finish>) sums = total;
+    if constexpr (swizzled) {
+      if (c_lines) return finish_lines(place.thread, p, e, row, column, sums);
+    }
     Engine::each(place.thread, sums, Finished{*this, p, e, row, column});
+  }
+
+  /// Calls f(row, column) for line `number` of a thread, if it belongs to the product.
+  template <class F>
+  KOKKOS_FUNCTION static void at_line(int thread, int number, const Product<T>& p, Index row, Index column,
+                                      const F& f) {
+    const Index r = row + Engine::line_row(thread, number), c = column + Engine::line_column(thread, number);
+    if (r < p.m && c < p.n) f(r, c);
+  }
+  KOKKOS_FUNCTION bool reads_c(const Product<T>& p) const {
+    if constexpr (swizzled) return Finish::adds && p.accumulate && c_lines;
+    return false;
+  }
+
+  /// Sums by lines, a few at a time: what they are added to is read before any is written.
+  KOKKOS_FUNCTION void finish_lines(int thread, const Product<T>& p, Index e, Index row, Index column,
+                                    const typename Engine::Sums& sums) const {
+    constexpr int batch = 4;
+    MOE_UNROLL_ON_DEVICE
+    for (int first = 0; first < Engine::lines; first += batch) {
+      Line<T> before[batch];
+      if (reads_c(p)) {
+        MOE_UNROLL_ON_DEVICE
+        for (int l = 0; l < batch; ++l) {
+          at_line(thread, first + l, p, row, column,
+                  [&](Index r, Index c) { before[l] = read_line(p.c + r * p.n + c); });
+        }
+      }
+      MOE_UNROLL_ON_DEVICE
+      for (int l = 0; l < batch; ++l) {
+        float values[parts][Line<T>::size];
+        Engine::get_line(thread, first + l, sums, values);
+        at_line(thread, first + l, p, row, column,
+                [&](Index r, Index c) { finish.line(p, e, r, c, values, before[l]); });
+      }
+    }
   }
 
   /// The scale of a block at a place of the tile; for places behind the product's ends, of its last row or column.
