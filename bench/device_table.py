@@ -69,14 +69,19 @@ def table(cases, measured, limits):
 
 
 def left_out(measured):
-    """A line for each reason, with the cases that it stopped."""
+    """A line for each reason, with the cases that it stopped and their numbers of tokens."""
     seen = {}
     for name, rows in measured.items():
         for row in rows:
             if "failed" in row:
-                where = f"{name}, {row['T']} tokens" if row.get("T") else name
-                seen.setdefault((row["impl"], row["failed"]), []).append(where)
-    lines = [f"- {impl}: {reason} ({'; '.join(where)})." for (impl, reason), where in sorted(seen.items())]
+                tokens = seen.setdefault((row["impl"], row["failed"]), {}).setdefault(name, [])
+                if row.get("T"):
+                    tokens.append(str(row["T"]))
+    lines = []
+    for (impl, reason), cases in sorted(seen.items()):
+        each = [f"{name} of {', '.join(tokens)} tokens" if tokens else name for name, tokens in cases.items()]
+        where = "all cases" if len(cases) == len(measured) > 1 else "; ".join(each)
+        lines.append(f"- {impl}: {reason} ({where}).")
     return "\n".join(lines) or "- Nothing."
 
 
