@@ -203,7 +203,7 @@ struct TileProduct {
       end_copies();
     }
     if constexpr (swizzled) {
-      if (reads_c(p)) {
+      if (Finish::adds && p.accumulate && c_lines) {
         for (int l = 0; l < Engine::lines; ++l)
           at_line(place.thread, l, p, row, column, [&](Index r, Index c) { prefetch_line(p.c + r * p.n + c); });
       }
@@ -245,10 +245,6 @@ struct TileProduct {
     const Index r = row + Engine::line_row(thread, number), c = column + Engine::line_column(thread, number);
     if (r < p.m && c < p.n) f(r, c);
   }
-  KOKKOS_FUNCTION bool reads_c(const Product<T>& p) const {
-    if constexpr (swizzled) return Finish::adds && p.accumulate && c_lines;
-    return false;
-  }
 
   /// Sums by lines, a few at a time: what they are added to is read before any is written.
   KOKKOS_FUNCTION void finish_lines(int thread, const Product<T>& p, Index e, Index row, Index column,
@@ -257,7 +253,7 @@ struct TileProduct {
     MOE_UNROLL_ON_DEVICE
     for (int first = 0; first < Engine::lines; first += batch) {
       Line<T> before[batch];
-      if (reads_c(p)) {
+      if (Finish::adds && p.accumulate) {
         MOE_UNROLL_ON_DEVICE
         for (int l = 0; l < batch; ++l) {
           at_line(thread, first + l, p, row, column,
