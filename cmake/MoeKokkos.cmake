@@ -88,8 +88,8 @@ function(_moe_kokkos_from_pypi source)
                           "it was removed")
     endif()
     string(REPLACE .tar.gz "" inside ${MOE_KOKKOS_SDIST_FILE})
-    set(unpacked ${MOE_DEPS_DIR}/work/${inside})
-    file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${MOE_DEPS_DIR}/work
+    set(unpacked ${MOE_DEPS_DIR}/unpacked/${inside})
+    file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${MOE_DEPS_DIR}/unpacked
          PATTERNS ${inside}/tpls/kokkos/*)
     include(MoeKokkosCuda13)
     moe_patch_kokkos_for_cuda13(${unpacked}/tpls/kokkos)

@@ -12,7 +12,7 @@ endfunction()
 
 # moe_install_source(name source prefix option...): configures, builds and installs a source tree.
 function(moe_install_source name source prefix)
-  set(work ${MOE_DEPS_DIR}/work/${name})
+  set(work ${MOE_DEPS_DIR}/building/${name})
   file(REMOVE_RECURSE ${work})
   file(MAKE_DIRECTORY ${work})
   cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
