@@ -36,7 +36,7 @@ struct WarpgroupTile : device::MatrixTile<128, columns, 64, 8, 1, parts_, 32, 8,
   using typename Tile::Sums;
   static constexpr int stages = stages_, step = 16;  // step: of k, of one instruction
   static constexpr int behind = 1;                   // products may still run when add() returns
-  static constexpr bool scratch_by_itself = true, reads_scratch = true;
+  static constexpr bool scratch_by_itself = true;
   static_assert(sizeof(T) == 2 && parts * columns == 256);
 
   /// Where the numbers of 64 rows from `row` on begin, from k on, in a layout's tile.

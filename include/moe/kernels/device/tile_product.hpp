@@ -41,17 +41,11 @@ struct Store {
   }
 };
 
-/// Do an engine's matrix units read scratch memory by themselves?
-template <class Engine>
-concept ReadsScratch = requires {
-  Engine::reads_scratch;
-};
-
-/// How many blocks an engine's products may run behind.
+/// How many blocks an engine's products may run behind: some where its matrix units read scratch memory by themselves.
 template <class Engine>
 inline constexpr int behind_of = 0;
-template <ReadsScratch Engine>
-inline constexpr int behind_of<Engine> = Engine::behind;
+template <class Engine>
+requires(Engine::behind > 0) inline constexpr int behind_of<Engine> = Engine::behind;
 
 /// Do blocks of the sum have scales of their own? `finish.scales` then gives them.
 template <class Finish>
@@ -66,7 +60,8 @@ template <class T, class Engine, bool a_along, bool b_along, class Finish>
 struct TileProduct {
   static constexpr int rows = Engine::rows, columns = Engine::columns, depth = Engine::depth;
   static constexpr int threads = Engine::threads, stages = Engine::stages, parts = Engine::parts;
-  static constexpr bool swizzled = ReadsScratch<Engine>;
+  static constexpr int behind = behind_of<Engine>;  // blocks whose stages are still read when the next is begun
+  static constexpr bool swizzled = behind > 0;
   template <int rows_, bool along>
   using Layout =
       std::conditional_t<swizzled, SwizzledLayout<T, rows_, depth, along>, TileLayout<T, rows_, depth, along>>;
@@ -76,7 +71,6 @@ struct TileProduct {
   static constexpr int alignment = swizzled ? 1024 : line_bytes;  // of stages
   /// Teams that are to fit a multiprocessor: of two, one multiplies while the other stores its sums.
   static constexpr int teams_each = swizzled ? 1 : 2;
-  static constexpr int behind = behind_of<Engine>;  // blocks whose stages are still read when the next is begun
   static constexpr int ahead = stages - 1 - behind;
   static constexpr bool scratch_by_itself = Engine::scratch_by_itself;  // more than Kokkos gives
   static_assert(ahead >= 1);
@@ -230,7 +224,7 @@ struct TileProduct {
       coming = coming + 1 == stages ? 0 : coming + 1;
     }
     await_copies<0>();
-    if constexpr (behind > 0) Engine::await_all(sums);
+    if constexpr (swizzled) Engine::await_all(sums);
     if constexpr (ScalesBlocks<Finish>) sums = total;
     if constexpr (swizzled) {
       if (c_lines) return finish_lines(place.thread, p, e, row, column, sums);
