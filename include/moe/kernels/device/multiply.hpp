@@ -85,9 +85,11 @@ requires(sizeof(T) == 2) struct Engines<Kokkos::HIP, T, parts> {
 
 template <class Engine, bool a_along, bool b_along, class Space, class T, class Finish>
 void multiply_laid_out(const Space& space, const Product<T>& product, const Finish& finish) {
-  // Rows an expert, on average: more decide for nothing but speed.
-  const Index rows = product.m / (product.cut_sum || product.offsets == nullptr ? 1 : product.experts);
-  if (rows <= Engine::few::rows) {
+  // Which engine decides for nothing but speed. An average of 12 rows an expert leaves few with more than 16, whose
+  // weights are then read twice.
+  const bool averages = !product.cut_sum && product.offsets != nullptr;
+  const Index rows = averages ? product.m / product.experts : product.m;
+  if (rows <= (averages ? Engine::few::rows * 3 / 4 : Engine::few::rows)) {
     launch(space, TileProduct<T, typename Engine::few, a_along, b_along, Finish>(product, finish));
   } else {
     launch(space, TileProduct<T, typename Engine::large, a_along, b_along, Finish>(product, finish));
