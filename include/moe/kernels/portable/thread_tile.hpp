@@ -13,11 +13,13 @@ namespace kernels::portable {
 template <class T>
 inline constexpr int thread_tile_depth = sizeof(T) == 8 ? 8 : 16;
 
-/// A tile of 64 x 64: each thread holds 8 x 4 numbers, or several such pieces where a team is small, as on hosts.
+/// A tile of 64 x 64: each thread holds 8 x 4 numbers, or several such pieces. Of 16 x 16 for a single thread, as on
+/// hosts, whose small problems would be mostly padding.
 template <class T, int team, int parts_ = 1, int depth_ = thread_tile_depth<T>>
 struct ThreadTile {
   using Sum = RouterReal<T>;
-  static constexpr int rows = 64, columns = 64, depth = depth_, threads = team, stages = 2, parts = parts_;
+  static constexpr int rows = team == 1 ? 16 : 64, columns = rows, depth = depth_, threads = team, stages = 2,
+                       parts = parts_;
   static constexpr bool scratch_by_itself = false;
   static constexpr int high = 8, wide = 4, down = rows / high, across = columns / wide;
   static constexpr int pieces = down * across / threads;
