@@ -66,10 +66,11 @@ function(_moe_kokkos_from_pypi unpacked)
       message(STATUS "moe: Python is missing; install it with: sudo apt-get install python3-pip")
       return()
     endif()
-    # pip checks the hash before it looks into the archive.
+    # pip checks the hash before it looks into the archive. What it builds metadata with may be binary.
+    string(REGEX MATCH "^[^=]+" package ${MOE_KOKKOS_SDIST})
     file(WRITE ${archives}/requirements.txt "${MOE_KOKKOS_SDIST} --hash=sha256:${MOE_KOKKOS_SDIST_SHA256}\n")
     execute_process(COMMAND ${MOE_PYTHON} -m pip download -q --disable-pip-version-check --no-deps
-                            --no-binary :all: --require-hashes -r requirements.txt
+                            --no-binary ${package} --require-hashes -r requirements.txt
                     WORKING_DIRECTORY ${archives} RESULT_VARIABLE failed OUTPUT_FILE pip.log ERROR_FILE pip.log)
     if(failed)
       message(STATUS "moe: pip cannot download ${MOE_KOKKOS_SDIST} (see ${archives}/pip.log); "
