@@ -22,15 +22,11 @@ include(CheckCXXCompilerFlag)
 add_library(moe_dev INTERFACE)
 target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>) # GCC bug 105329
+  # GCC bugs 105329 and, inside its own vector headers, 105593.
+  target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict;-Wno-maybe-uninitialized>)
 endif()
 if(MOE_WERROR)
   target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
-  # g++ 12 reports this one wrongly inside its own vector headers.
-  check_cxx_compiler_flag(-Wno-error=maybe-uninitialized MOE_HAS_MAYBE_UNINITIALIZED)
-  if(MOE_HAS_MAYBE_UNINITIALIZED)
-    target_compile_options(moe_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized>)
-  endif()
 endif()
 if(MOE_NATIVE)
   check_cxx_compiler_flag(-march=native MOE_HAS_MARCH_NATIVE)
