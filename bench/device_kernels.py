@@ -70,7 +70,7 @@ def cell(kernel):
 
 def table(kernels):
     """A line for each work, a column for each architecture."""
-    architectures = sorted({k["architecture"] for k in kernels}, key=lambda a: (a[:2] != "sm", len(a), a))
+    architectures = sorted({k["architecture"] for k in kernels}, key=lambda a: (a[:2] != "sm", len(a.rstrip("a")), a))
     rows = []
     for work, pattern in WORK:
         found = [k for k in kernels if re.search(pattern, k["name"])]
