@@ -1,6 +1,8 @@
 # Debian packages, downloaded by apt-get and unpacked into MOE_DEPS_DIR/debian. Nothing is installed,
 # and no root rights are needed. Other releases and machines go on to the upstream repositories.
 
+include(MoeChecksum)
+
 # name version architecture SHA-256, of Debian 12
 set(MOE_DEBIAN_PACKAGES
   "libeigen3-dev 3.4.0-4 all 1a167bb381acb90c1d8450a8f3e66a09d216dbc64b33ac8a082a0912513ef939"
@@ -63,11 +65,7 @@ function(moe_debian_packages)
       message(STATUS "moe: Debian's ${name} ${version} is not to be had here")
       return()
     endif()
-    file(SHA256 ${archive} found)
-    if(NOT found STREQUAL sha256)
-      file(REMOVE ${archive})
-      message(FATAL_ERROR "${archive} has SHA-256 ${found}, expected ${sha256}; it was removed")
-    endif()
+    moe_check_sha256(${archive} ${sha256})
     execute_process(COMMAND ${MOE_DPKG} -x ${archive} ${into} COMMAND_ERROR_IS_FATAL ANY)
     message(STATUS "moe: unpacked ${name} ${version} from Debian")
   endforeach()

@@ -1,5 +1,7 @@
 # Kokkos is built once for each compiler and set of backends, and shared by all presets.
 
+include(MoeChecksum)
+
 set(MOE_KOKKOS_SDIST_VERSION 4.7.0)
 set(MOE_KOKKOS_SDIST pygenten==0.1.5) # this source distribution carries the whole of Kokkos 4.7.0
 set(MOE_KOKKOS_SDIST_FILE pygenten-0.1.5.tar.gz)
@@ -78,11 +80,7 @@ function(_moe_kokkos_from_pypi unpacked)
       return()
     endif()
   endif()
-  file(SHA256 ${archive} found)
-  if(NOT found STREQUAL MOE_KOKKOS_SDIST_SHA256)
-    file(REMOVE ${archive})
-    message(FATAL_ERROR "${archive} has SHA-256 ${found}, expected ${MOE_KOKKOS_SDIST_SHA256}; it was removed")
-  endif()
+  moe_check_sha256(${archive} ${MOE_KOKKOS_SDIST_SHA256})
   string(REPLACE .tar.gz "" inside ${MOE_KOKKOS_SDIST_FILE})
   file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${MOE_DEPS_DIR}/unpacked PATTERNS ${inside}/tpls/kokkos/*)
   set(${unpacked} ${MOE_DEPS_DIR}/unpacked/${inside}/tpls/kokkos PARENT_SCOPE)
