@@ -11,6 +11,12 @@ namespace balance_losses_test {
 using namespace moe_test;
 using namespace moe_test::balance;
 
+double largest_difference(const Matrix& a, const Matrix& b) {
+  double worst = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a.data()[i] - b.data()[i]));
+  return worst;
+}
+
 TEST_CASE("Switch, GShard and DeepSeek's losses have the documented values, and gradients") {
   Routed<TopTwo> even(balanced_logits()), two(collapsed_logits());
   for (auto* routed : {&even, &two}) routed->batch.sequence_offsets = indices<Space>({0, 4, 8, 12});
